@@ -1,0 +1,48 @@
+//! What the operators check of a batch before they write anything.
+
+use crate::{
+    DType, ErrorKind, LayerSpec, Result, Rows, RowsMut,
+    error::expect_dtype,
+    slots::{CheckedSlots, SlotChecker},
+};
+
+/// The arguments of an operator, checked once at its edge.
+pub(crate) trait BatchCheck {
+    /// Shapes, dtypes, strides and slots: `Err` before anything is written.
+    fn check<'s>(&self, checker: &'s mut SlotChecker) -> Result<CheckedSlots<'s>>;
+}
+
+/// A tensor to read: its shape and the dtype of its partners.
+pub(crate) fn input(
+    argument: &'static str,
+    tensor: &Rows<'_>,
+    rows: usize,
+    cols: usize,
+    dtype: DType,
+) -> Result<()> {
+    tensor.expect(argument, rows, cols)?;
+    expect_dtype(argument, dtype, tensor.dtype())
+}
+
+/// The gate inputs `a` and `b`, `[B, HV]`.
+pub(crate) fn gate_inputs(
+    spec: &LayerSpec,
+    a: &Rows<'_>,
+    b: &Rows<'_>,
+    rows: usize,
+    dtype: DType,
+) -> Result<()> {
+    input("a", a, rows, spec.v_heads(), dtype)?;
+    input("b", b, rows, spec.v_heads(), dtype)
+}
+
+/// The output: its shape, the dtype of its partners, and dense.
+pub(crate) fn output(out: &RowsMut<'_>, rows: usize, cols: usize, dtype: DType) -> Result<()> {
+    out.expect("out", rows, cols)?;
+    expect_dtype("out", dtype, out.dtype())?;
+    if rows > 1 && out.stride() != cols {
+        let expected = format!("exactly {cols} (dense)");
+        return Err(ErrorKind::Stride { argument: "out", expected, got: out.stride() }.into());
+    }
+    Ok(())
+}

@@ -1,0 +1,247 @@
+//! The state pool: conv and recurrent state per slot.
+
+mod memory;
+mod snapshot;
+mod state;
+
+pub use self::{
+    snapshot::Snapshot,
+    state::{ConvMut, RecurrentMut, StateMut},
+};
+
+use self::{memory::Memory, state::check_slot_count};
+use crate::{
+    DType, ErrorKind, LayerSpec, Result,
+    error::expect_dim,
+    views::{Slice, layout_len},
+};
+
+/// How a [`StatePool`] stores its slots.
+///
+/// ```
+/// # use gdn::{DType, PoolOptions};
+/// let options = PoolOptions { recurrent: DType::BF16, ..PoolOptions::new(64) };
+/// assert_eq!(options.conv, DType::F32);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolOptions {
+    /// N, the number of slots.
+    pub slots: usize,
+    /// The dtype of the recurrent state. The models' default is f32.
+    pub recurrent: DType,
+    /// The dtype of the conv state: that of the activations.
+    pub conv: DType,
+    /// The distance of recurrent states in elements, [`LayerSpec::state_len`]
+    /// if `None`.
+    pub recurrent_pitch: Option<usize>,
+    /// The distance of conv states in elements, [`LayerSpec::conv_len`] if
+    /// `None`.
+    pub conv_pitch: Option<usize>,
+}
+
+impl PoolOptions {
+    /// `slots` dense slots, all f32.
+    pub fn new(slots: usize) -> Self {
+        Self {
+            slots,
+            recurrent: DType::F32,
+            conv: DType::F32,
+            recurrent_pitch: None,
+            conv_pitch: None,
+        }
+    }
+}
+
+/// Conv and recurrent state of one layer for up to N sequences, a slot each.
+///
+/// A slot's two states change together or not at all. Slots that were never
+/// used take no memory.
+#[derive(Debug)]
+pub struct StatePool {
+    spec: LayerSpec,
+    recurrent: Memory,
+    recurrent_pitch: usize,
+    conv: Memory,
+    conv_pitch: usize,
+    /// Per slot, the ring entry that the next input takes.
+    phase: Vec<u32>,
+    taken: Vec<bool>,
+    /// The free slots, the next one to hand out last.
+    free: Vec<i32>,
+}
+
+impl StatePool {
+    /// A pool whose slots are all free and zero.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Stride`] for a pitch shorter than a slot,
+    /// [`ErrorKind::Value`] for more than `i32::MAX` slots,
+    /// [`ErrorKind::System`] if the memory can't be had.
+    pub fn new(spec: &LayerSpec, options: &PoolOptions) -> Result<Self> {
+        let slots = options.slots;
+        check_slot_count(slots)?;
+        let recurrent_pitch = options.recurrent_pitch.unwrap_or(spec.state_len());
+        let conv_pitch = options.conv_pitch.unwrap_or(spec.conv_len());
+        let recurrent_len =
+            layout_len("recurrent_pitch", slots, spec.state_len(), recurrent_pitch)?;
+        let conv_len = layout_len("conv_pitch", slots, spec.conv_len(), conv_pitch)?;
+        Ok(Self {
+            spec: spec.clone(),
+            recurrent: Memory::zeroed("recurrent state", options.recurrent, recurrent_len)?,
+            recurrent_pitch,
+            conv: Memory::zeroed("conv state", options.conv, conv_len)?,
+            conv_pitch,
+            phase: vec![0; slots],
+            taken: vec![false; slots],
+            free: (0..slots as i32).rev().collect(),
+        })
+    }
+
+    /// The layer that this pool holds state for.
+    pub fn spec(&self) -> &LayerSpec {
+        &self.spec
+    }
+
+    /// N, the number of slots.
+    pub fn slots(&self) -> usize {
+        self.taken.len()
+    }
+
+    /// The number of slots that [`allocate`](Self::allocate) can still give.
+    pub fn free_slots(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Takes a free slot and zeroes it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::PoolFull`] if none is free.
+    pub fn allocate(&mut self) -> Result<i32> {
+        let slot = self.free.pop().ok_or(ErrorKind::PoolFull { slots: self.slots() })?;
+        self.taken[slot as usize] = true;
+        self.zero(slot as usize);
+        Ok(slot)
+    }
+
+    /// Gives a slot back.
+    ///
+    /// # Errors
+    /// [`ErrorKind::SlotNotAllocated`] for a slot that is not allocated.
+    pub fn free(&mut self, slot: i32) -> Result<()> {
+        let index = self.taken_slot("slot", slot)?;
+        self.taken[index] = false;
+        self.free.push(slot);
+        Ok(())
+    }
+
+    /// Copies the state of `from` over that of `to`: two sequences with one
+    /// prefix.
+    ///
+    /// # Errors
+    /// [`ErrorKind::SlotNotAllocated`] unless both are allocated.
+    pub fn copy(&mut self, from: i32, to: i32) -> Result<()> {
+        let from = self.taken_slot("from", from)?;
+        let to = self.taken_slot("to", to)?;
+        let (state_len, conv_len) = (self.spec.state_len(), self.spec.conv_len());
+        let pitch = self.recurrent_pitch;
+        self.recurrent.copy_within(from * pitch, to * pitch, state_len);
+        let pitch = self.conv_pitch;
+        self.conv.copy_within(from * pitch, to * pitch, conv_len);
+        self.phase[to] = self.phase[from];
+        Ok(())
+    }
+
+    /// The states of all slots, for an operator to update.
+    pub fn state_mut(&mut self) -> StateMut<'_> {
+        let Self { spec, recurrent, recurrent_pitch, conv, conv_pitch, phase, taken, .. } = self;
+        let recurrent =
+            RecurrentMut::new(spec, recurrent.slice_mut(), taken.len(), *recurrent_pitch);
+        let conv = ConvMut::new(spec, conv.slice_mut(), phase, *conv_pitch);
+        StateMut {
+            recurrent: recurrent.expect("laid out by StatePool::new"),
+            conv: conv.expect("laid out by StatePool::new"),
+        }
+    }
+
+    /// The recurrent state `[HV, V, K]` of a slot, as f32.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Value`] for a slot outside the pool.
+    pub fn recurrent(&self, slot: i32) -> Result<Vec<f32>> {
+        let start = self.slot("slot", slot)? * self.recurrent_pitch;
+        let mut values = vec![0.0; self.spec.state_len()];
+        self.recurrent.slice().read(start, &mut values);
+        Ok(values)
+    }
+
+    /// The conv state `[W − 1, C]` of a slot, oldest input first, as f32.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Value`] for a slot outside the pool.
+    pub fn conv(&self, slot: i32) -> Result<Vec<f32>> {
+        let slot = self.slot("slot", slot)?;
+        let channels = self.spec.channels();
+        let mut values = vec![0.0; (self.spec.conv_width() - 1) * channels];
+        for (tap, row) in values.chunks_exact_mut(channels).enumerate() {
+            self.conv.slice().read(self.tap_start(slot, tap), row);
+        }
+        Ok(values)
+    }
+
+    /// Sets both states of a slot, from the forms that
+    /// [`recurrent`](Self::recurrent) and [`conv`](Self::conv) return, rounded
+    /// to the pool's dtypes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Value`] for a slot outside the pool, [`ErrorKind::Dim`] for
+    /// states of another length.
+    pub fn set(&mut self, slot: i32, recurrent: &[f32], conv: &[f32]) -> Result<()> {
+        let slot = self.slot("slot", slot)?;
+        let channels = self.spec.channels();
+        expect_dim("recurrent", "elements", self.spec.state_len(), recurrent.len())?;
+        expect_dim("conv", "elements", (self.spec.conv_width() - 1) * channels, conv.len())?;
+        self.recurrent.slice_mut().write(slot * self.recurrent_pitch, recurrent);
+        for (tap, row) in conv.chunks_exact(channels).enumerate() {
+            let start = self.tap_start(slot, tap);
+            self.conv.slice_mut().write(start, row);
+        }
+        Ok(())
+    }
+
+    /// Every element of the pool, gaps between slots included: the recurrent
+    /// buffer and the conv buffer. For tests and checkpoints of whole pools.
+    pub fn buffers(&self) -> (Slice<'_>, Slice<'_>) {
+        (self.recurrent.slice(), self.conv.slice())
+    }
+
+    /// Where the `tap`-th oldest of the last W − 1 inputs of a slot starts.
+    fn tap_start(&self, slot: usize, tap: usize) -> usize {
+        let entry = (self.phase[slot] as usize + 1 + tap) % self.spec.conv_width();
+        slot * self.conv_pitch + entry * self.spec.channels()
+    }
+
+    fn zero(&mut self, slot: usize) {
+        let (start, len) = (slot * self.recurrent_pitch, self.spec.state_len());
+        self.recurrent.bytes_mut(start, len).fill(0);
+        let (start, len) = (slot * self.conv_pitch, self.spec.conv_len());
+        self.conv.bytes_mut(start, len).fill(0);
+        self.phase[slot] = 0;
+    }
+
+    fn slot(&self, argument: &'static str, slot: i32) -> Result<usize> {
+        match usize::try_from(slot) {
+            Ok(index) if index < self.slots() => Ok(index),
+            _ => {
+                let expected = "a slot of the pool";
+                Err(ErrorKind::Value { argument, expected, got: slot.to_string() }.into())
+            }
+        }
+    }
+
+    fn taken_slot(&self, argument: &'static str, slot: i32) -> Result<usize> {
+        match usize::try_from(slot) {
+            Ok(index) if self.taken.get(index) == Some(&true) => Ok(index),
+            _ => Err(ErrorKind::SlotNotAllocated { argument, got: slot.into() }.into()),
+        }
+    }
+}
