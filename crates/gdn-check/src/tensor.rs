@@ -48,12 +48,8 @@ impl Tensor {
 
     /// The matrix, to write.
     pub fn view_mut(&mut self) -> RowsMut<'_> {
-        let data: SliceMut<'_> = match &mut self.data {
-            Data::F32(data) => data.into(),
-            Data::BF16(data) => data.into(),
-            Data::F16(data) => data.into(),
-        };
-        RowsMut::strided(data, self.rows, self.cols, self.stride).expect("laid out by new")
+        let Self { rows, cols, stride, .. } = *self;
+        RowsMut::strided(self.slice_mut(), rows, cols, stride).expect("laid out by new")
     }
 
     /// All elements, gaps included.
@@ -62,6 +58,24 @@ impl Tensor {
             Data::F32(data) => data.into(),
             Data::BF16(data) => data.into(),
             Data::F16(data) => data.into(),
+        }
+    }
+
+    /// All elements, gaps included, to write.
+    pub fn slice_mut(&mut self) -> SliceMut<'_> {
+        match &mut self.data {
+            Data::F32(data) => data.into(),
+            Data::BF16(data) => data.into(),
+            Data::F16(data) => data.into(),
+        }
+    }
+
+    /// The bits of all elements, gaps included: equal where `==` on NaN is not.
+    pub fn bits(&self) -> Vec<u32> {
+        match &self.data {
+            Data::F32(data) => data.iter().map(|x| x.to_bits()).collect(),
+            Data::BF16(data) => data.iter().map(|x| x.to_bits().into()).collect(),
+            Data::F16(data) => data.iter().map(|x| x.to_bits().into()).collect(),
         }
     }
 

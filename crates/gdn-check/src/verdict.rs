@@ -52,11 +52,10 @@ pub struct Errors {
 impl Errors {
     /// The larger one; NaN if either is.
     pub fn worst(self) -> f64 {
-        if self.out.is_nan() { self.out } else { self.out.max(self.state) }
+        worse(self.out, self.state)
     }
 
     fn or_worse(self, other: Self) -> Self {
-        let worse = |a: f64, b: f64| if a.is_nan() || a > b { a } else { b };
         Self { out: worse(self.out, other.out), state: worse(self.state, other.state) }
     }
 }
@@ -170,10 +169,11 @@ impl Problem {
                 errors = errors.or_worse(Errors { out, state: 0.0 });
             }
             if let Some(state) = state {
-                let got = self.oracle_state(&outcome.pool, slot);
-                let recurrent = relative_l2(&got.recurrent, &state.recurrent);
+                let (recurrent, conv) = states(&outcome.pool, slot);
+                let recurrent = relative_l2_of(wide(&recurrent).zip(state.recurrent));
                 // The conv state holds raw inputs: no error is small enough.
-                let moved = got.conv == state.conv || matches!(operator, Operator::Decode(_));
+                let moved = wide(&conv).eq(state.conv.into_iter().flatten())
+                    || matches!(operator, Operator::Decode(_));
                 let state = if moved { recurrent } else { f64::NAN };
                 errors = errors.or_worse(Errors { out: 0.0, state });
             }
@@ -209,8 +209,9 @@ impl Problem {
                 errors = errors.or_worse(Errors { out, state: 0.0 });
             }
             if self.slots[row] >= 0 {
-                let state = |of: &Outcome| self.oracle_state(&of.pool, self.slots[row]).recurrent;
-                let state = relative_l2(&state(outcome), &state(other));
+                let (state, _) = states(&outcome.pool, self.slots[row]);
+                let (expected, _) = states(&other.pool, self.slots[row]);
+                let state = relative_l2_of(wide(&state).zip(wide(&expected)));
                 errors = errors.or_worse(Errors { out: 0.0, state });
             }
             errors
@@ -255,11 +256,32 @@ fn same_bits(a: gdn::Slice<'_>, b: gdn::Slice<'_>, range: std::ops::Range<usize>
     }
 }
 
+/// The larger one; NaN if either is, unlike [`f64::max`].
+fn worse(a: f64, b: f64) -> f64 {
+    if a.is_nan() || a > b { a } else { b }
+}
+
+/// The recurrent and the conv state of a slot.
+fn states(pool: &StatePool, slot: i32) -> (Vec<f32>, Vec<f32>) {
+    let of_the_pool = "a slot of the pool";
+    (pool.recurrent(slot).expect(of_the_pool), pool.conv(slot).expect(of_the_pool))
+}
+
+fn wide(values: &[f32]) -> impl Iterator<Item = f64> {
+    values.iter().map(|&x| x.into())
+}
+
 /// `‖got − expected‖ / ‖expected‖`; the plain norm where nothing is expected.
 pub fn relative_l2(got: &[f64], expected: &[f64]) -> f64 {
     assert_eq!(got.len(), expected.len());
+    relative_l2_of(got.iter().copied().zip(expected.iter().copied()))
+}
+
+/// [`relative_l2`] of pairs (got, expected).
+fn relative_l2_of(pairs: impl Iterator<Item = (f64, f64)>) -> f64 {
     let square = |x: f64| x * x;
-    let difference: f64 = got.iter().zip(expected).map(|(a, b)| square(a - b)).sum();
-    let norm: f64 = expected.iter().map(|&x| square(x)).sum();
+    let (difference, norm) = pairs.fold((0.0, 0.0), |(difference, norm), (got, expected)| {
+        (difference + square(got - expected), norm + square(expected))
+    });
     if norm == 0.0 { difference.sqrt() } else { (difference / norm).sqrt() }
 }

@@ -63,7 +63,7 @@ impl FromStr for DType {
     }
 }
 
-/// A Rust type that stores one element: `f32`, [`bf16`] or [`f16`].
+/// A Rust type that stores one element: `f32`, [`bf16`] or [`struct@f16`].
 ///
 /// Sealed: the kernels know just these three.
 pub trait Element: sealed::Sealed + bytemuck::Pod + Send + Sync + PartialEq + fmt::Debug {

@@ -28,7 +28,8 @@ pub struct LayerWeights<'a> {
 #[derive(Clone, Debug)]
 pub struct Layer {
     spec: LayerSpec,
-    /// `[W, C]`, so that the channels of one tap are dense.
+    /// For each head of q, k and v in turn `[W, K]` or `[W, V]`: what one tile
+    /// reads lies together, and the channels of one tap are dense.
     conv_weight: Vec<f32>,
     conv_bias: Vec<f32>,
     /// −exp(A_log), `[HV]`.
@@ -61,10 +62,13 @@ impl Layer {
 
         let mut conv_weight = vec![0.0; width * channels];
         let mut taps = vec![0.0; width];
-        for channel in 0..channels {
-            weights.conv_weight.read(channel, 0, &mut taps);
-            for (tap, &weight) in taps.iter().enumerate() {
-                conv_weight[tap * channels + channel] = weight;
+        for (head, len) in spec.conv_heads() {
+            let of_head = &mut conv_weight[head * width..][..len * width];
+            for channel in 0..len {
+                weights.conv_weight.read(head + channel, 0, &mut taps);
+                for (tap, &weight) in taps.iter().enumerate() {
+                    of_head[tap * len + channel] = weight;
+                }
             }
         }
         Ok(Self {
@@ -82,11 +86,11 @@ impl Layer {
         &self.spec
     }
 
-    /// The conv weights of one tap, `[C]`; tap 0 is the oldest.
+    /// The conv weights of one tap for the head of `len` channels that starts at
+    /// `channel`; tap 0 is the oldest.
     #[inline(always)]
-    pub(crate) fn conv_tap(&self, tap: usize) -> &[f32] {
-        let channels = self.spec.channels();
-        &self.conv_weight[tap * channels..][..channels]
+    pub(crate) fn conv_tap(&self, tap: usize, channel: usize, len: usize) -> &[f32] {
+        &self.conv_weight[channel * self.spec.conv_width() + tap * len..][..len]
     }
 
     /// The bias of the convolution, `[C]`; zeros where there is none.

@@ -1,6 +1,6 @@
 //! The shape of a layer and the options of its math.
 
-use crate::{ErrorKind, Result, error::Error};
+use crate::{ErrorKind, Result};
 
 /// Which query/key head a value head reads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -70,7 +70,7 @@ impl LayerSpec {
         {
             at_least_one(argument, value)?;
         }
-        if v_heads % q_heads != 0 {
+        if !v_heads.is_multiple_of(q_heads) {
             return Err(ErrorKind::HeadRatio { q_heads, v_heads }.into());
         }
         let spec = Self {
@@ -110,7 +110,7 @@ impl LayerSpec {
     /// # Errors
     /// [`ErrorKind::Value`] for a scale that is not finite.
     pub fn with_scale(self, scale: f32) -> Result<Self> {
-        finite("scale", scale, scale.is_finite())?;
+        number("scale", scale, scale.is_finite(), "a finite number")?;
         Ok(Self { scale, ..self })
     }
 
@@ -129,7 +129,8 @@ impl LayerSpec {
     /// # Errors
     /// [`ErrorKind::Value`] for a negative epsilon or one that is not finite.
     pub fn with_norm_eps(self, norm_eps: f32) -> Result<Self> {
-        finite("norm_eps", norm_eps, norm_eps.is_finite() && norm_eps >= 0.0)?;
+        let fine = norm_eps.is_finite() && norm_eps >= 0.0;
+        number("norm_eps", norm_eps, fine, "a finite number, at least 0")?;
         Ok(Self { norm_eps, ..self })
     }
 
@@ -222,12 +223,20 @@ impl LayerSpec {
         }
     }
 
-    /// The `i`-th of the HV/H value heads that read query/key head `h`.
-    pub(crate) fn v_head_of(&self, h: usize, i: usize) -> usize {
-        match self.head_order {
-            HeadOrder::Grouped => h * self.head_ratio() + i,
-            HeadOrder::Tiled => h + i * self.q_heads,
-        }
+    /// The HV/H value heads that read query/key head `h`.
+    pub(crate) fn v_heads_of(&self, h: usize) -> impl Iterator<Item = usize> + use<> {
+        let ratio = self.head_ratio();
+        let (first, step) = match self.head_order {
+            HeadOrder::Grouped => (h * ratio, 1),
+            HeadOrder::Tiled => (h, self.q_heads),
+        };
+        (0..ratio).map(move |i| first + i * step)
+    }
+
+    /// Every head of q, k and v: its first channel and how many it has.
+    pub(crate) fn conv_heads(&self) -> impl Iterator<Item = (usize, usize)> {
+        let qk = (0..2 * self.q_heads).map(|h| (h * self.head_k, self.head_k));
+        qk.chain((0..self.v_heads).map(|hv| (self.v_channel(hv), self.head_v)))
     }
 
     /// The first channel of query head `h`; the head's K channels are dense.
@@ -273,10 +282,9 @@ fn at_least_one(argument: &'static str, value: usize) -> Result<()> {
     Err(ErrorKind::Value { argument, expected: "at least 1", got: value.to_string() }.into())
 }
 
-fn finite(argument: &'static str, value: f32, fine: bool) -> Result<()> {
+fn number(argument: &'static str, value: f32, fine: bool, expected: &'static str) -> Result<()> {
     if fine {
         return Ok(());
     }
-    let expected = "a finite number, not negative for an epsilon";
-    Err(Error::from(ErrorKind::Value { argument, expected, got: value.to_string() }))
+    Err(ErrorKind::Value { argument, expected, got: value.to_string() }.into())
 }

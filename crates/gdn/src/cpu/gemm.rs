@@ -17,7 +17,7 @@ impl<'a> Matrix<'a> {
     /// Dense rows of `cols` elements; no elements are one row of none.
     #[inline(always)]
     pub(crate) fn rows(data: &'a [f32], cols: usize) -> Self {
-        let rows = if cols == 0 { 1 } else { data.len() / cols };
+        let rows = data.len().checked_div(cols).unwrap_or(1);
         Self { data, shape: (rows, cols), strides: (cols, 1) }
     }
 

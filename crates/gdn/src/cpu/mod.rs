@@ -1,5 +1,6 @@
 //! The CPU backend: SIMD chosen at run time, threads over (row, head) tiles.
 
+pub(crate) mod delta;
 pub(crate) mod gemm;
 pub(crate) mod math;
 pub(crate) mod tiles;
@@ -170,7 +171,7 @@ impl Exec {
         Ok(Self { pool, arch: pulp::Arch::new() })
     }
 
-    fn threads(&self) -> usize {
+    pub(crate) fn threads(&self) -> usize {
         self.pool.as_ref().map_or(1, |pool| pool.current_num_threads())
     }
 

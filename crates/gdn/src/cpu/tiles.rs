@@ -109,7 +109,8 @@ impl<'a, S: Element> Launch<'a, S> {
             Partition::VHeads => self.spec.v_heads(),
         };
         let launch = &self;
-        // Each index comes once, so no two tiles share a row and a part.
+        // Each index comes once, so no two tiles share a row and a part. All
+        // heads of a row before the next: their states lie behind one another.
         exec.for_each(self.rows * parts, |index| {
             f(Tile { launch, row: index / parts, part: index % parts });
         });
@@ -156,20 +157,13 @@ impl<S: Element> Tile<'_, '_, S> {
         }
     }
 
-    /// The value heads of this tile.
-    pub(crate) fn v_heads(&self) -> impl Iterator<Item = usize> + use<S> {
-        let Tile { launch: &Launch { spec, partition, .. }, part, .. } = *self;
-        let spec = spec.clone();
-        let count = match partition {
-            Partition::Rows => spec.v_heads(),
-            Partition::QkHeads => spec.head_ratio(),
-            Partition::VHeads => 1,
-        };
-        (0..count).map(move |i| match partition {
-            Partition::Rows => i,
-            Partition::QkHeads => spec.v_head_of(part, i),
-            Partition::VHeads => part,
-        })
+    /// The query/key heads of this tile.
+    pub(crate) fn q_heads(&self) -> Range<usize> {
+        match self.launch.partition {
+            Partition::Rows => 0..self.launch.spec.q_heads(),
+            Partition::QkHeads => self.part..self.part + 1,
+            Partition::VHeads => 0..0,
+        }
     }
 
     /// The recurrent state `[V, K]` of value head `hv`.

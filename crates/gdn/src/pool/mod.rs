@@ -153,13 +153,21 @@ impl StatePool {
 
     /// The states of all slots, for an operator to update.
     pub fn state_mut(&mut self) -> StateMut<'_> {
-        let Self { spec, recurrent, recurrent_pitch, conv, conv_pitch, phase, taken, .. } = self;
-        let recurrent =
-            RecurrentMut::new(spec, recurrent.slice_mut(), taken.len(), *recurrent_pitch);
-        let conv = ConvMut::new(spec, conv.slice_mut(), phase, *conv_pitch);
+        // Laid out by `new`, so nothing is left to check.
         StateMut {
-            recurrent: recurrent.expect("laid out by StatePool::new"),
-            conv: conv.expect("laid out by StatePool::new"),
+            recurrent: RecurrentMut {
+                data: self.recurrent.slice_mut(),
+                slots: self.taken.len(),
+                slot_len: self.spec.state_len(),
+                pitch: self.recurrent_pitch,
+            },
+            conv: ConvMut {
+                ring: self.conv.slice_mut(),
+                phase: &mut self.phase,
+                slot_len: self.spec.conv_len(),
+                width: self.spec.conv_width(),
+                pitch: self.conv_pitch,
+            },
         }
     }
 

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "raw parts: foreign pools come as pointers")]
 
 use crate::{
-    DType, Error, ErrorKind, LayerSpec, Result,
+    DType, ErrorKind, LayerSpec, Result,
     error::expect_dim,
     views::{SliceMut, layout_len},
 };
@@ -11,10 +11,10 @@ use crate::{
 /// `pitch` elements apart.
 #[derive(Debug)]
 pub struct RecurrentMut<'a> {
-    data: SliceMut<'a>,
-    slots: usize,
-    slot_len: usize,
-    pitch: usize,
+    pub(super) data: SliceMut<'a>,
+    pub(super) slots: usize,
+    pub(super) slot_len: usize,
+    pub(super) pitch: usize,
 }
 
 impl<'a> RecurrentMut<'a> {
@@ -94,11 +94,11 @@ impl<'a> RecurrentMut<'a> {
 /// entry p, which no tap of its own token reads.
 #[derive(Debug)]
 pub struct ConvMut<'a> {
-    ring: SliceMut<'a>,
-    phase: &'a mut [u32],
-    slot_len: usize,
-    width: usize,
-    pitch: usize,
+    pub(super) ring: SliceMut<'a>,
+    pub(super) phase: &'a mut [u32],
+    pub(super) slot_len: usize,
+    pub(super) width: usize,
+    pub(super) pitch: usize,
 }
 
 impl<'a> ConvMut<'a> {
@@ -198,5 +198,5 @@ pub(crate) fn check_slot_count(slots: usize) -> Result<()> {
         return Ok(());
     }
     let expected = "a count that fits i32";
-    Err(Error::from(ErrorKind::Value { argument: "slots", expected, got: slots.to_string() }))
+    Err(ErrorKind::Value { argument: "slots", expected, got: slots.to_string() }.into())
 }

@@ -4,22 +4,22 @@ use super::LayerStep;
 use crate::{
     DType, DecodePath, Element, Layer, LayerSpec, Rows,
     cpu::{
-        Exec, math,
+        Exec, delta, math,
         tiles::{Launch, OutColumns, Partition, Tile},
         workspace::{Workspace, with_scratch},
     },
     ops::{
-        ConvUpdate, Decode, GatedNorm, conv, norm,
-        packed::{self, cpu::update_head},
-        split,
+        ConvUpdate, Decode, GatedNorm,
+        conv::{self, cpu::ConvToken},
+        norm, packed, split,
     },
     slots::CheckedSlots,
 };
 
-/// The whole layer in one pass over (row, query/key head) tiles.
-///
-/// A tile owns a query/key head and the value heads that read it, so each input
-/// of the convolution is read once and nothing is computed twice.
+/// With so many rows a thread, it matters little if one has a row more.
+const ROWS_PER_THREAD: usize = 8;
+
+/// The whole layer in one pass over the rows.
 pub(crate) fn run(exec: &Exec, args: LayerStep<'_>, slots: CheckedSlots<'_>) {
     match args.state.recurrent.dtype() {
         DType::F32 => run_typed::<f32>(exec, args, slots),
@@ -31,11 +31,22 @@ pub(crate) fn run(exec: &Exec, args: LayerStep<'_>, slots: CheckedSlots<'_>) {
 fn run_typed<T: Element>(exec: &Exec, args: LayerStep<'_>, slots: CheckedSlots<'_>) {
     let LayerStep { layer, mixed_qkv, a, b, z, state, out, .. } = args;
     let inputs = Inputs { layer, mixed_qkv, a, b, z };
-    let rows = mixed_qkv.rows();
-    Launch::<T>::new(layer.spec(), Partition::QkHeads, rows, Some(slots), out, OutColumns::Heads)
+    let (spec, rows) = (layer.spec(), mixed_qkv.rows());
+    // A whole row at a time reads its conv state and weights as long streams;
+    // where rows don't share out evenly, smaller tiles keep all threads busy.
+    let even = rows.is_multiple_of(exec.threads()) || rows >= ROWS_PER_THREAD * exec.threads();
+    let (partition, heads) = match even {
+        true => (Partition::Rows, spec.q_heads()),
+        false => (Partition::QkHeads, 1),
+    };
+    Launch::<T>::new(spec, partition, rows, Some(slots), out, OutColumns::Heads)
         .with_recurrent(state.recurrent)
         .with_conv(state.conv)
-        .run(exec, |tile| exec.simd(FusedTile { inputs, tile }));
+        .run(exec, |tile| {
+            with_scratch(scratch_lens::<T>(spec, heads), |scratch| {
+                exec.simd(FusedTile { inputs, tile, scratch });
+            });
+        });
 }
 
 /// The same layer as a chain of operators with stored intermediates.
@@ -79,26 +90,36 @@ pub(crate) struct Inputs<'a> {
     pub(crate) z: Rows<'a>,
 }
 
-struct FusedTile<'l, 'a, T> {
+struct FusedTile<'l, 'a, 's, T> {
     inputs: Inputs<'a>,
     tile: Tile<'l, 'a, T>,
+    scratch: TokenScratch<'s>,
 }
 
-impl<T: Element> pulp::WithSimd for FusedTile<'_, '_, T> {
+impl<T: Element> pulp::WithSimd for FusedTile<'_, '_, '_, T> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { inputs, tile } = self;
-        layer_tokens(simd, inputs, tile);
+        layer_tokens(simd, self.inputs, self.tile, self.scratch);
     }
 }
 
-/// The scratch of [`layer_tokens`]: q, k, v, o, z, and one for the steps.
-fn scratch_lens<T: Element>(spec: &LayerSpec) -> [usize; 6] {
+/// Convolved q ‖ k ‖ v of every query/key head of a tile, o and z of a value
+/// head, and one for the steps between them.
+pub(crate) type TokenScratch<'s> = [&'s mut [f32]; 4];
+
+/// The lengths of a [`TokenScratch`] for tiles of `heads` query/key heads.
+pub(crate) fn scratch_lens<T: Element>(spec: &LayerSpec, heads: usize) -> [usize; 4] {
     let (len_k, len_v) = (spec.head_k(), spec.head_v());
-    let steps = packed::cpu::scratch_len::<T>(len_k).max(len_k).max(len_v);
-    [len_k, len_k, len_v, len_v, len_v, steps]
+    let steps = delta::scratch_len::<T>(len_k).max(len_k).max(len_v);
+    [heads * group_len(spec), len_v, len_v, steps]
+}
+
+/// The channels of a query/key head: its q, its k, and the v of the value heads
+/// that read it.
+fn group_len(spec: &LayerSpec) -> usize {
+    2 * spec.head_k() + spec.head_ratio() * spec.head_v()
 }
 
 /// The tokens of a tile, one after the other: one in decode, all of a sequence
@@ -108,42 +129,55 @@ pub(crate) fn layer_tokens<S: Simd, T: Element>(
     simd: S,
     inputs: Inputs<'_>,
     mut tile: Tile<'_, '_, T>,
+    [qkv, o, gate, scratch]: TokenScratch<'_>,
 ) {
     let Inputs { layer, mixed_qkv, a, b, z } = inputs;
     let spec = layer.spec();
-    let (h, len_v) = (tile.part(), spec.head_v());
-    with_scratch(scratch_lens::<T>(spec), |[q, k, v, o, gate, scratch]| {
-        if tile.is_padding() {
-            return zero_out(&mut tile, len_v, o);
-        }
-        let mut phase = tile.phase();
-        for token in tile.tokens() {
-            let convolve = |channel, y: &mut [f32], scratch: &mut [f32], tile: &mut _| {
-                let scratch = &mut scratch[..y.len()];
-                conv::cpu::token(simd, layer, mixed_qkv, token, phase, channel, tile, y, scratch);
-            };
-            convolve(spec.q_channel(h), q, scratch, &mut tile);
-            convolve(spec.k_channel(h), k, scratch, &mut tile);
+    let (len_k, len_v) = (spec.head_k(), spec.head_v());
+    if tile.is_padding() {
+        return zero_out(spec, &mut tile, o);
+    }
+    let mut phase = tile.phase();
+    if let Some(hv) = tile.q_heads().next().and_then(|h| spec.v_heads_of(h).next()) {
+        delta::prefetch_start(tile.state(hv));
+    }
+    for token in tile.tokens() {
+        let conv = ConvToken { layer, mixed_qkv, token, phase };
+        for (h, qkv) in tile.q_heads().zip(qkv.chunks_exact_mut(group_len(spec))) {
+            let (qk, v) = qkv.split_at_mut(2 * len_k);
+            let (q, k) = qk.split_at_mut(len_k);
+            conv.channels(simd, spec.q_channel(h), &mut tile, q, scratch);
+            conv.channels(simd, spec.k_channel(h), &mut tile, k, scratch);
             math::prepare_qk(simd, spec, q, k);
-            for hv in tile.v_heads() {
-                convolve(spec.v_channel(hv), v, scratch, &mut tile);
+            for (hv, v) in spec.v_heads_of(h).zip(v.chunks_exact_mut(len_v)) {
+                conv.channels(simd, spec.v_channel(hv), &mut tile, v, scratch);
+            }
+        }
+        for (h, qkv) in tile.q_heads().zip(qkv.chunks_exact(group_len(spec))) {
+            let (qk, v) = qkv.split_at(2 * len_k);
+            let (q, k) = qk.split_at(len_k);
+            for (hv, v) in spec.v_heads_of(h).zip(v.chunks_exact(len_v)) {
                 let (g, beta) = math::gates(layer, a, b, token, hv);
-                update_head(simd, tile.state(hv), q, k, v, g, beta, o, scratch);
+                delta::update_head(simd, tile.state(hv), q, k, v, g, beta, o, scratch);
                 z.read(token, hv * len_v, gate);
                 math::gated_norm(simd, layer, o, gate);
                 tile.write_out(token, hv * len_v, o);
             }
-            phase = (phase + 1) % spec.conv_width();
         }
-    });
+        phase = (phase + 1) % spec.conv_width();
+    }
 }
 
 /// Zeros in the output of a padding row.
-pub(crate) fn zero_out<T: Element>(tile: &mut Tile<'_, '_, T>, len_v: usize, zeros: &mut [f32]) {
+pub(crate) fn zero_out<T: Element>(
+    spec: &LayerSpec,
+    tile: &mut Tile<'_, '_, T>,
+    zeros: &mut [f32],
+) {
     zeros.fill(0.0);
     for token in tile.tokens() {
-        for hv in tile.v_heads() {
-            tile.write_out(token, hv * len_v, zeros);
+        for hv in tile.q_heads().flat_map(|h| spec.v_heads_of(h)) {
+            tile.write_out(token, hv * spec.head_v(), zeros);
         }
     }
 }

@@ -22,34 +22,37 @@ pub(crate) fn run(exec: &Exec, args: GatedNorm<'_>, slots: CheckedSlots<'_>) {
         out,
         OutColumns::Heads,
     )
-    .run(exec, |tile| exec.simd(NormTile { layer, o, z, tile }));
+    .run(exec, |tile| {
+        with_scratch([layer.spec().head_v(); 2], |scratch| {
+            exec.simd(NormTile { layer, o, z, tile, scratch });
+        });
+    });
 }
 
-struct NormTile<'l, 'a> {
+struct NormTile<'l, 'a, 's> {
     layer: &'a Layer,
     o: Rows<'a>,
     z: Rows<'a>,
     tile: Tile<'l, 'a, f32>,
+    scratch: [&'s mut [f32]; 2],
 }
 
-impl pulp::WithSimd for NormTile<'_, '_> {
+impl pulp::WithSimd for NormTile<'_, '_, '_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { layer, o, z, mut tile } = self;
+        let Self { layer, o, z, mut tile, scratch: [y, gate] } = self;
         let (row, len) = (tile.row(), layer.spec().head_v());
-        with_scratch([len, len], |[y, gate]| {
-            for hv in tile.v_heads() {
-                if tile.is_padding() {
-                    y.fill(0.0);
-                } else {
-                    o.read(row, hv * len, y);
-                    z.read(row, hv * len, gate);
-                    math::gated_norm(simd, layer, y, gate);
-                }
-                tile.write_out(row, hv * len, y);
+        for hv in layer.spec().v_heads_of(tile.part()) {
+            if tile.is_padding() {
+                y.fill(0.0);
+            } else {
+                o.read(row, hv * len, y);
+                z.read(row, hv * len, gate);
+                math::gated_norm(simd, layer, y, gate);
             }
-        });
+            tile.write_out(row, hv * len, y);
+        }
     }
 }

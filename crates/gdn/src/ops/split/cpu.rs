@@ -98,48 +98,52 @@ fn recur<T: Element>(
     let rows = out.rows();
     Launch::<T>::new(spec, Partition::VHeads, rows, Some(slots), out, OutColumns::Heads)
         .with_recurrent(recurrent)
-        .run(exec, |tile| exec.simd(SplitTile { spec, inputs, tile }));
+        .run(exec, |tile| {
+            let (len_k, len_v) = (spec.head_k(), spec.head_v());
+            with_scratch([len_k, len_k, len_v, len_v, len_k], |scratch| {
+                exec.simd(SplitTile { spec, inputs, tile, scratch });
+            });
+        });
 }
 
-struct SplitTile<'l, 'a, T> {
+struct SplitTile<'l, 'a, 's, T> {
     spec: &'a LayerSpec,
     inputs: Contiguous<'a>,
     tile: Tile<'l, 'a, T>,
+    scratch: [&'s mut [f32]; 5],
 }
 
-impl<T: Element> pulp::WithSimd for SplitTile<'_, '_, T> {
+impl<T: Element> pulp::WithSimd for SplitTile<'_, '_, '_, T> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { spec, inputs, mut tile } = self;
+        let Self { spec, inputs, mut tile, scratch: [q, k, v, o, s] } = self;
         let (row, hv) = (tile.row(), tile.part());
         let h = spec.q_head_of(hv);
         let (len_k, len_v) = (spec.head_k(), spec.head_v());
-        with_scratch([len_k, len_k, len_v, len_v, len_k], |[q, k, v, o, s]| {
-            if tile.is_padding() {
-                o.fill(0.0);
-            } else {
-                inputs.q.read(row, h * len_k, q);
-                inputs.k.read(row, h * len_k, k);
-                inputs.v.read(row, hv * len_v, v);
-                math::prepare_qk(simd, spec, q, k);
-                let mut gates = [[0.0], [0.0]];
-                inputs.gates.read(row, hv, &mut gates[0]);
-                inputs.gates.read(row, spec.v_heads() + hv, &mut gates[1]);
-                let (decay, beta) = (gates[0][0].exp(), gates[1][0]);
-                let rows = tile.state(hv).chunks_exact_mut(len_k);
-                for ((row, &v), o) in rows.zip(&*v).zip(&mut *o) {
-                    // The rule as it is written: decay, predict, correct, read.
-                    T::widen(row, s);
-                    math::scale(s, decay);
-                    let u = beta * (v - math::dot(simd, s, k));
-                    math::add_scaled(s, u, k);
-                    *o = math::dot(simd, s, q);
-                    T::narrow(s, row);
-                }
+        if tile.is_padding() {
+            o.fill(0.0);
+        } else {
+            inputs.q.read(row, h * len_k, q);
+            inputs.k.read(row, h * len_k, k);
+            inputs.v.read(row, hv * len_v, v);
+            math::prepare_qk(simd, spec, q, k);
+            let mut gates = [[0.0], [0.0]];
+            inputs.gates.read(row, hv, &mut gates[0]);
+            inputs.gates.read(row, spec.v_heads() + hv, &mut gates[1]);
+            let [[g], [beta]] = gates;
+            let rows = tile.state(hv).chunks_exact_mut(len_k);
+            for ((row, &v), o) in rows.zip(&*v).zip(&mut *o) {
+                // The rule as it is written: decay, predict, correct, read.
+                T::widen(row, s);
+                math::scale(s, g.exp());
+                let u = beta * (v - math::dot(simd, s, k));
+                math::add_scaled(s, u, k);
+                *o = math::dot(simd, s, q);
+                T::narrow(s, row);
             }
-            tile.write_out(row, hv * len_v, o);
-        });
+        }
+        tile.write_out(row, hv * len_v, o);
     }
 }
