@@ -1,1 +1,34 @@
-fn main() {}
+//! Chores of the project: `cargo xtask --help`.
+
+mod sanitize;
+mod tidy;
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// Chores of the project.
+#[derive(Parser)]
+enum Chore {
+    /// Check what no compiler checks: file sizes, where unsafe code is, what an
+    /// operator's folder holds, links between documents.
+    Tidy,
+    /// Run the tests of the operator under AddressSanitizer.
+    Sanitize {
+        /// Passed on to the test binaries: names of tests to run.
+        filters: Vec<String>,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Chore::parse() {
+        Chore::Tidy => tidy::run(&root()),
+        Chore::Sanitize { filters } => sanitize::run(&root(), &filters),
+    }
+}
+
+/// The workspace's root.
+fn root() -> PathBuf {
+    let xtask = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().expect("xtask lies in the workspace").to_owned()
+}
