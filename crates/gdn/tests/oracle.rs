@@ -1,53 +1,115 @@
 //! Every path on every case of `gdn check`, compared with the f64 oracle and
 //! with the split path.
 
-use gdn::{Cpu, DType, DecodePath::*, PrefillForm};
-use gdn_check::{Case, Operator, Problem};
+mod common;
+
+use common::{DTypes, Layout, Op, World, backend};
+use gdn::{DType, DecodePath::*, LayerSpec, PrefillForm};
+use gdn_check::{Case, Operator, Outcome, Problem};
 
 fn check(case: Case) {
-    let mut cpu = Cpu::new().unwrap();
+    let mut backend = backend();
     let problem = Problem::new(case);
     let limit = problem.case.tolerance();
-    let split_decode = problem.run(&mut cpu, Operator::Decode(Split)).unwrap();
-    let split_layer = problem.run(&mut cpu, Operator::Layer(Split)).unwrap();
-    for operator in [
-        Operator::Decode(Split),
-        Operator::Decode(Packed),
+    let decodes = vec![Operator::Decode(Split), Operator::Decode(Packed)];
+    let layers = vec![
         Operator::Layer(Split),
         Operator::Layer(Packed),
         Operator::Layer(Fused),
         Operator::Prefill(PrefillForm::Recurrent),
         Operator::Prefill(PrefillForm::Chunked),
-    ] {
-        let outcome = problem.run(&mut cpu, operator).unwrap();
-        let split =
-            if matches!(operator, Operator::Decode(_)) { &split_decode } else { &split_layer };
-        let what = format!("{} of {}", operator.name(), problem.case.describe());
-        let errors = problem.against_oracle(operator, &outcome);
-        println!("{what}: {errors:?}");
-        assert!(errors.worst() <= limit, "{what}: {errors:?} against the oracle");
-        let errors = problem.against(&outcome, split);
-        assert!(errors.worst() <= limit, "{what}: {errors:?} against split");
-        assert!(problem.kept_the_rest(&outcome), "{what}: wrote to a slot that no row has");
+    ];
+    for operators in [decodes, layers] {
+        let split = problem.run(&mut *backend, operators[0]).unwrap();
+        let compare = |operator: Operator, outcome: &Outcome| {
+            let what = format!("{} of {}", operator.name(), problem.case.describe());
+            let errors = problem.against_oracle(operator, outcome);
+            assert!(errors.worst() <= limit, "{what}: {errors:?} against the oracle");
+            let errors = problem.against(outcome, &split);
+            assert!(errors.worst() <= limit, "{what}: {errors:?} against split");
+            assert!(problem.kept_the_rest(outcome), "{what}: wrote to a slot that no row has");
+        };
+        compare(operators[0], &split);
+        for &operator in &operators[1..] {
+            compare(operator, &problem.run(&mut *backend, operator).unwrap());
+        }
+    }
+}
+
+// `gdn check` runs the larger batches too.
+fn reference(activations: DType, recurrent: DType, rows: usize) {
+    for case in Case::reference().into_iter().filter(|case| case.rows <= rows) {
+        check(case.with_dtypes(activations, recurrent));
     }
 }
 
 #[test]
-fn reference_shapes() {
-    for case in Case::reference().into_iter().filter(|case| case.rows <= 32) {
-        check(case.clone());
-        check(case.clone().with_dtypes(DType::BF16, DType::F32));
-        check(case.with_dtypes(DType::BF16, DType::BF16));
-    }
+fn reference_shapes_in_f32() {
+    reference(DType::F32, DType::F32, 32);
 }
 
 #[test]
-fn beyond_reference() {
-    for case in Case::beyond_reference() {
+fn reference_shapes_in_bf16() {
+    reference(DType::BF16, DType::F32, 4);
+}
+
+#[test]
+fn reference_shapes_with_bf16_state() {
+    reference(DType::BF16, DType::BF16, 4);
+}
+
+#[test]
+fn beyond_reference_in_f32() {
+    Case::beyond_reference().into_iter().for_each(check);
+}
+
+/// Every pair of dtypes, each case with the next one.
+#[test]
+fn beyond_reference_in_all_dtypes() {
+    let pairs: Vec<DTypes> = DTypes::all().collect();
+    for (i, case) in Case::beyond_reference().into_iter().enumerate() {
+        for DTypes { activations, recurrent } in [pairs[i % 9], pairs[(i + 4) % 9]] {
+            check(case.clone().with_dtypes(activations, recurrent));
+        }
+    }
+}
+
+/// Chunks of 64 tokens, whole ones and parts of one.
+#[test]
+fn prefills_of_many_tokens() {
+    // A ring of 5 stands elsewhere at every chunk.
+    let odd = LayerSpec::new(2, 6, 33, 47).unwrap().with_conv_width(5).unwrap();
+    for spec in [LayerSpec::new(1, 2, 128, 128).unwrap(), odd] {
         for activations in DType::ALL {
-            for recurrent in DType::ALL {
-                check(case.clone().with_dtypes(activations, recurrent));
+            let dtypes = DTypes { activations, recurrent: DType::F32 };
+            let world = World::new(&spec, dtypes, &[63, 64, 65, 1, 200], 3);
+            for form in [PrefillForm::Recurrent, PrefillForm::Chunked] {
+                let op = Op::Prefill(form);
+                let traces = world.run(&mut *backend(), op, &Layout::dense(0..5));
+                for (trace, sequence) in traces.iter().zip(&world.sequences) {
+                    let error = trace.wide().error(&world.expected(op, sequence));
+                    let what = format!("{form:?}, {dtypes:?}, {} tokens", sequence.tokens.len());
+                    assert!(error <= dtypes.tolerance(&spec), "{what}: {error}");
+                }
             }
+        }
+    }
+}
+
+/// A decay of zero, however far below zero its logarithm lies, is no reason for
+/// the tokens behind it to be less exact.
+#[test]
+fn one_token_may_forget_everything() {
+    let spec = LayerSpec::new(1, 2, 16, 16).unwrap();
+    for a in [1e2, 1e4, 1e30, f32::INFINITY] {
+        let mut world = World::new(&spec, DTypes::F32, &[6], 3);
+        world.sequences[0].tokens[2].a.fill(a);
+        for op in Op::ALL.into_iter().filter(|op| op.has_recurrent()) {
+            let [trace] = &world.run(&mut *backend(), op, &Layout::dense([0]))[..] else {
+                panic!("one sequence")
+            };
+            let error = trace.wide().error(&world.expected(op, &world.sequences[0]));
+            assert!(error <= DTypes::F32.tolerance(&spec), "{op:?}, a = {a}: {error}");
         }
     }
 }
