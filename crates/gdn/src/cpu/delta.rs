@@ -40,8 +40,8 @@ pub(crate) fn update_head<S: Simd, T: Element>(
     o: &mut [f32],
     scratch: &mut [f32],
 ) {
-    let rule = Rule { kq: super::math::dot(simd, k, q), decay: g.exp(), beta };
     let len_k = k.len();
+    let rule = Rule { kq: super::math::dot(simd, k, q), decay: g.exp(), beta };
     // Loops, not closures: only what is inlined gets the vector instructions.
     match T::DTYPE {
         DType::F32 => {
@@ -68,6 +68,21 @@ pub(crate) fn update_head<S: Simd, T: Element>(
     }
 }
 
+/// [`ROWS`] rows of the state at a time with their v and o, then what is left.
+#[inline(always)]
+fn blocks<'s, T>(
+    state: &'s mut [T],
+    len_k: usize,
+    v: &'s [f32],
+    o: &'s mut [f32],
+) -> impl Iterator<Item = (&'s mut [T], &'s [f32], &'s mut [f32])> {
+    let blocks = state.chunks_mut(ROWS * len_k).zip(v.chunks(ROWS)).zip(o.chunks_mut(ROWS));
+    blocks.map(|((rows, v), o)| {
+        prefetch(rows.as_ptr().cast::<i8>().wrapping_add(AHEAD), size_of_val(rows));
+        (rows, v, o)
+    })
+}
+
 /// How far ahead of its use the state is fetched, in bytes: the hardware's own
 /// prefetch stops at every 4 KiB page.
 const AHEAD: usize = 2048;
@@ -91,21 +106,6 @@ fn prefetch(start: *const i8, len: usize) {
             unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr) };
         }
     }
-}
-
-/// [`ROWS`] rows of the state at a time with their v and o, then what is left.
-#[inline(always)]
-fn blocks<'s, T>(
-    state: &'s mut [T],
-    len_k: usize,
-    v: &'s [f32],
-    o: &'s mut [f32],
-) -> impl Iterator<Item = (&'s mut [T], &'s [f32], &'s mut [f32])> {
-    let blocks = state.chunks_mut(ROWS * len_k).zip(v.chunks(ROWS)).zip(o.chunks_mut(ROWS));
-    blocks.map(|((rows, v), o)| {
-        prefetch(rows.as_ptr().cast::<i8>().wrapping_add(AHEAD), size_of_val(rows));
-        (rows, v, o)
-    })
 }
 
 /// What all rows of a head share.
@@ -140,46 +140,52 @@ impl Rule {
         v: &[f32],
         o: &mut [f32],
     ) {
-        if v.len() == ROWS {
-            self.f32_rows::<S, ROWS>(simd, rows, q, k, v, o);
-        } else {
-            for ((row, v), o) in
-                rows.chunks_exact_mut(k.len()).zip(v.chunks(1)).zip(o.chunks_mut(1))
-            {
-                self.f32_rows::<S, 1>(simd, row, q, k, v, o);
-            }
+        let (k_head, k_tail) = S::as_simd_f32s(k);
+        let (q_head, q_tail) = S::as_simd_f32s(q);
+        let n = k_head.len();
+        if v.len() == ROWS && k_tail.is_empty() {
+            let (rows, _) = S::as_mut_simd_f32s(rows);
+            return match n {
+                4 => self.f32_rows::<S, ROWS>(simd, rows, 4, q_head, k_head, v, o, no_tail()),
+                8 => self.f32_rows::<S, ROWS>(simd, rows, 8, q_head, k_head, v, o, no_tail()),
+                16 => self.f32_rows::<S, ROWS>(simd, rows, 16, q_head, k_head, v, o, no_tail()),
+                n => self.f32_rows::<S, ROWS>(simd, rows, n, q_head, k_head, v, o, no_tail()),
+            };
+        }
+        for ((row, v), o) in rows.chunks_exact_mut(k.len()).zip(v.chunks(1)).zip(o.chunks_mut(1)) {
+            let (row, s) = S::as_mut_simd_f32s(row);
+            let tail = (s, q_tail, k_tail);
+            self.f32_rows::<S, 1>(simd, row, n, q_head, k_head, v, o, tail);
         }
     }
 
+    /// R rows of `n` vectors of f32; one row may have a tail, with those of q
+    /// and k. The sums of a row run in one order whatever R is.
     #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "inlined, so that n may be constant")]
     fn f32_rows<S: Simd, const R: usize>(
         self,
         simd: S,
-        rows: &mut [f32],
-        q: &[f32],
-        k: &[f32],
+        rows: &mut [S::f32s],
+        n: usize,
+        q: &[S::f32s],
+        k: &[S::f32s],
         v: &[f32],
         o: &mut [f32],
+        (tail, q_tail, k_tail): Tail<'_, f32>,
     ) {
-        let mut rows = rows.chunks_exact_mut(k.len());
-        let (k, k_tail) = S::as_simd_f32s(k);
-        let (q, q_tail) = S::as_simd_f32s(q);
-        let mut rows: [_; R] = std::array::from_fn(|_| {
-            let (row, tail) = S::as_mut_simd_f32s(rows.next().expect("R rows"));
-            (&mut row[..k.len()], tail)
-        });
-
+        assert!(rows.len() == R * n && q.len() == n && k.len() == n);
+        assert!(v.len() == R && o.len() == R);
         let mut p = [simd.splat_f32s(0.0); R];
         let mut r = [simd.splat_f32s(0.0); R];
-        for (i, (&k, &q)) in k.iter().zip(q).enumerate() {
-            for ((p, r), (row, _)) in p.iter_mut().zip(&mut r).zip(&rows) {
-                *p = simd.mul_add_f32s(row[i], k, *p);
-                *r = simd.mul_add_f32s(row[i], q, *r);
+        for i in 0..n {
+            for j in 0..R {
+                p[j] = simd.mul_add_f32s(rows[j * n + i], k[i], p[j]);
+                r[j] = simd.mul_add_f32s(rows[j * n + i], q[i], r[j]);
             }
         }
-
         let decay = simd.splat_f32s(self.decay);
-        for (j, (row, tail)) in rows.iter_mut().enumerate() {
+        for j in 0..R {
             let p = simd.reduce_sum_f32s(p[j]) + tail_dot(tail, k_tail);
             let r = simd.reduce_sum_f32s(r[j]) + tail_dot(tail, q_tail);
             let u = self.correction(p, v[j]);
@@ -188,8 +194,9 @@ impl Rule {
                 *s = self.decay * *s + u * k;
             }
             let u = simd.splat_f32s(u);
-            for (s, &k) in row.iter_mut().zip(k) {
-                *s = simd.mul_add_f32s(u, k, simd.mul_f32s(decay, *s));
+            for i in 0..n {
+                let s = &mut rows[j * n + i];
+                *s = simd.mul_add_f32s(u, k[i], simd.mul_f32s(decay, *s));
             }
         }
     }
@@ -207,80 +214,84 @@ impl Rule {
         o: &mut [f32],
     ) {
         let len_k = aligned.len();
+        let n = S::as_simd_f32s(pairs.k_even).0.len();
+        let vector_len = 2 * n * size_of::<S::f32s>() / size_of::<f32>();
         if v.len() == ROWS
-            && len_k.is_multiple_of(2)
-            && bytemuck::try_cast_slice::<_, u32>(rows).is_ok()
+            && vector_len == len_k
+            && let Ok(rows) = bytemuck::try_cast_slice_mut::<_, u32>(rows)
         {
-            self.bf16_rows::<S, ROWS>(simd, rows, pairs, v, o);
-            return;
+            let (rows, _) = S::as_mut_simd_u32s(rows);
+            return match n {
+                2 => self.bf16_rows::<S, ROWS>(simd, rows, 2, pairs, v, o, no_tail()),
+                4 => self.bf16_rows::<S, ROWS>(simd, rows, 4, pairs, v, o, no_tail()),
+                8 => self.bf16_rows::<S, ROWS>(simd, rows, 8, pairs, v, o, no_tail()),
+                n => self.bf16_rows::<S, ROWS>(simd, rows, n, pairs, v, o, no_tail()),
+            };
         }
         for ((row, v), o) in rows.chunks_exact_mut(len_k).zip(v.chunks(1)).zip(o.chunks_mut(1)) {
             aligned.copy_from_slice(row);
-            self.bf16_rows::<S, 1>(simd, aligned, pairs, v, o);
+            let (head, tail) = aligned.split_at_mut(vector_len);
+            let (head, _) = S::as_mut_simd_u32s(bytemuck::cast_slice_mut(head));
+            let tail = (tail, &pairs.q[vector_len..], &pairs.k[vector_len..]);
+            self.bf16_rows::<S, 1>(simd, head, n, pairs, v, o, tail);
             row.copy_from_slice(aligned);
         }
     }
 
+    /// R rows of `n` vectors of bf16 pairs; one row may have a tail, with those
+    /// of q and k.
     #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "inlined, so that n may be constant")]
     fn bf16_rows<S: Simd, const R: usize>(
         self,
         simd: S,
-        rows: &mut [bf16],
+        rows: &mut [S::u32s],
+        n: usize,
         pairs: &Pairs<'_>,
         v: &[f32],
         o: &mut [f32],
+        (tail, q_tail, k_tail): Tail<'_, bf16>,
     ) {
-        let mut rows = rows.chunks_exact_mut(pairs.len_k);
         let (k_even, _) = S::as_simd_f32s(pairs.k_even);
         let (k_odd, _) = S::as_simd_f32s(pairs.k_odd);
         let (q_even, _) = S::as_simd_f32s(pairs.q_even);
         let (q_odd, _) = S::as_simd_f32s(pairs.q_odd);
-        let n = k_even.len();
-        let (k_odd, q_even, q_odd) = (&k_odd[..n], &q_even[..n], &q_odd[..n]);
-        let vector_len = n * 2 * size_of::<S::f32s>() / size_of::<f32>();
-        let (k_tail, q_tail) = (&pairs.k[vector_len..], &pairs.q[vector_len..]);
-        let mut rows: [_; R] = std::array::from_fn(|_| {
-            let (row, tail) = rows.next().expect("R rows").split_at_mut(vector_len);
-            let (row, _) = S::as_mut_simd_u32s(bytemuck::cast_slice_mut(row));
-            (&mut row[..n], tail)
-        });
-
+        assert!(rows.len() == R * n && v.len() == R && o.len() == R);
+        assert!(k_even.len() == n && k_odd.len() == n && q_even.len() == n && q_odd.len() == n);
         let mut p = [simd.splat_f32s(0.0); R];
         let mut r = [simd.splat_f32s(0.0); R];
         for i in 0..n {
-            for ((p, r), (row, _)) in p.iter_mut().zip(&mut r).zip(&rows) {
-                let (even, odd) = widen_pair(simd, row[i]);
-                *p = simd.mul_add_f32s(even, k_even[i], *p);
-                *r = simd.mul_add_f32s(even, q_even[i], *r);
-                *p = simd.mul_add_f32s(odd, k_odd[i], *p);
-                *r = simd.mul_add_f32s(odd, q_odd[i], *r);
+            for j in 0..R {
+                let (even, odd) = widen_pair(simd, rows[j * n + i]);
+                p[j] = simd.mul_add_f32s(even, k_even[i], p[j]);
+                r[j] = simd.mul_add_f32s(even, q_even[i], r[j]);
+                p[j] = simd.mul_add_f32s(odd, k_odd[i], p[j]);
+                r[j] = simd.mul_add_f32s(odd, q_odd[i], r[j]);
             }
         }
-
         let decay = simd.splat_f32s(self.decay);
-        for (j, (row, tail)) in rows.iter_mut().enumerate() {
-            let mut wide = 0.0;
+        for j in 0..R {
             let mut p = simd.reduce_sum_f32s(p[j]);
             let mut r = simd.reduce_sum_f32s(r[j]);
             for ((s, k), q) in tail.iter().zip(k_tail).zip(q_tail) {
-                bf16::widen(std::slice::from_ref(s), std::slice::from_mut(&mut wide));
-                p += wide * k;
-                r += wide * q;
+                p += widened(*s) * k;
+                r += widened(*s) * q;
             }
             let u = self.correction(p, v[j]);
             o[j] = self.read_out(r, u);
             for (s, k) in tail.iter_mut().zip(k_tail) {
-                bf16::widen(std::slice::from_ref(s), std::slice::from_mut(&mut wide));
-                bf16::narrow(&[self.decay * wide + u * k], std::slice::from_mut(s));
+                let next = self.decay * widened(*s) + u * k;
+                bf16::narrow(&[next], std::slice::from_mut(s));
             }
             // A NaN in S or k shows in p, one in v or β in u: without them no
             // element becomes NaN, and rounding is cheaper.
             let finite = p.is_finite() && u.is_finite() && self.decay.is_finite();
             let u = simd.splat_f32s(u);
-            let next = |s, k| simd.mul_add_f32s(u, k, simd.mul_f32s(decay, s));
-            for ((pair, &k_even), &k_odd) in row.iter_mut().zip(k_even).zip(k_odd) {
+            for i in 0..n {
+                let pair = &mut rows[j * n + i];
                 let (even, odd) = widen_pair(simd, *pair);
-                let (even, odd) = (next(even, k_even), next(odd, k_odd));
+                let even = simd.mul_add_f32s(u, k_even[i], simd.mul_f32s(decay, even));
+                let odd = simd.mul_add_f32s(u, k_odd[i], simd.mul_f32s(decay, odd));
                 *pair = match finite {
                     true => narrow_pair::<S, false>(simd, even, odd),
                     false => narrow_pair::<S, true>(simd, even, odd),
@@ -288,6 +299,20 @@ impl Rule {
             }
         }
     }
+}
+
+/// What elements are left behind the vectors of a row, with those of q and k.
+type Tail<'a, T> = (&'a mut [T], &'a [f32], &'a [f32]);
+
+/// For rows that are whole vectors.
+#[inline(always)]
+fn no_tail<'a, T>() -> Tail<'a, T> {
+    (&mut [], &[], &[])
+}
+
+#[inline(always)]
+fn widened(s: bf16) -> f32 {
+    f32::from_bits(u32::from(s.to_bits()) << 16)
 }
 
 #[inline(always)]
@@ -298,7 +323,6 @@ fn tail_dot(a: &[f32], b: &[f32]) -> f32 {
 /// q and k with their even and odd elements apart, as [`widen_pair`] leaves
 /// those of S.
 struct Pairs<'a> {
-    len_k: usize,
     q: &'a [f32],
     k: &'a [f32],
     q_even: &'a [f32],
@@ -322,7 +346,7 @@ impl<'a> Pairs<'a> {
         };
         let (q_even, q_odd) = split(q, q_pairs);
         let (k_even, k_odd) = split(k, k_pairs);
-        Self { len_k, q, k, q_even, q_odd, k_even, k_odd }
+        Self { q, k, q_even, q_odd, k_even, k_odd }
     }
 }
 

@@ -22,10 +22,10 @@ use crate::{
 
 /// Runs the operators on the CPU.
 ///
-/// It has every path for every shape and dtype. After the first call with the
-/// largest batch, no call allocates: intermediates live here. (A call from a
-/// thread outside [`Cpu::install`] queues work for the threads, for which
-/// `rayon` allocates once in 63 calls.)
+/// It has every path for every shape and dtype. Intermediates live here and
+/// scratch in the threads, so once they have seen the largest batch no call
+/// allocates. (A call from a thread outside [`Cpu::install`] queues work for the
+/// threads, for which `rayon` allocates once in 63 calls.)
 pub struct Cpu {
     exec: Exec,
     workspace: Workspace,

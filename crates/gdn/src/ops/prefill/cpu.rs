@@ -89,16 +89,16 @@ impl<T: Element> pulp::WithSimd for ChunkedTile<'_, '_, '_, T> {
     }
 }
 
-/// The f32 states of a tile, then q, k, kᵀ, k·kᵀ, q·kᵀ, both decayed, u, o, c of
-/// a chunk, and a line.
-type ChunkScratch<'s> = [&'s mut [f32]; 12];
+/// The f32 states of a tile; of a chunk q, k, kᵀ, k·kᵀ, q·kᵀ, both decayed, u, o,
+/// c, and the decay of each token since; and a line.
+type ChunkScratch<'s> = [&'s mut [f32]; 13];
 
-fn chunk_scratch_lens(spec: &LayerSpec) -> [usize; 12] {
+fn chunk_scratch_lens(spec: &LayerSpec) -> [usize; 13] {
     let (len_k, len_v) = (spec.head_k(), spec.head_v());
     let (qk, square, values) = (CHUNK * len_k, CHUNK * CHUNK, CHUNK * len_v);
     let states = spec.head_ratio() * spec.head_len();
     let line = len_k.max(len_v).max(CHUNK);
-    [states, qk, qk, qk, square, square, square, square, values, values, CHUNK, line]
+    [states, qk, qk, qk, square, square, square, square, values, values, CHUNK, CHUNK, line]
 }
 
 /// The tokens of a tile in chunks.
@@ -118,7 +118,7 @@ fn chunked<S: Simd, T: Element>(
     mut tile: Tile<'_, '_, T>,
     scratch: ChunkScratch<'_>,
 ) {
-    let [states, q, k, k_t, kk, qk, kk_decayed, qk_decayed, u, o, cum, line] = scratch;
+    let [states, q, k, k_t, kk, qk, kk_decayed, qk_decayed, u, o, cum, since, line] = scratch;
     let Inputs { layer, mixed_qkv, a, b, z } = inputs;
     let spec = layer.spec();
     let (h, len_k, len_v) = (tile.part(), spec.head_k(), spec.head_v());
@@ -160,10 +160,11 @@ fn chunked<S: Simd, T: Element>(
                 let (g, beta) = math::gates(layer, a, b, start + t, hv);
                 total += g;
                 cum[t] = total;
+                // Not c_t − c_j, which cancels behind a strong decay.
+                since[..t].iter_mut().for_each(|log| *log += g);
+                since[t] = 0.0;
                 let decays = &mut line[..=t];
-                for (decay, c) in decays.iter_mut().zip(&*cum) {
-                    *decay = total - c;
-                }
+                decays.copy_from_slice(&since[..=t]);
                 math::exp_all(simd, decays);
                 for (j, decay) in decays.iter().enumerate() {
                     qk_decayed[t * n + j] = decay * qk[t * n + j];
@@ -197,8 +198,8 @@ fn chunked<S: Simd, T: Element>(
             }
 
             math::scale(state, total.exp());
-            for (u, c) in u.chunks_exact_mut(len_v).zip(&*cum) {
-                math::scale(u, (total - c).exp());
+            for (u, log) in u.chunks_exact_mut(len_v).zip(&*since) {
+                math::scale(u, log.exp());
             }
             gemm::add(simd, k.transposed(), u, state, len_v);
         }
