@@ -15,15 +15,15 @@ enum Chore {
     Tidy,
     /// Run the tests of the operator under AddressSanitizer.
     Sanitize {
-        /// Passed on to the test binaries: names of tests to run.
-        filters: Vec<String>,
+        /// Files of `crates/gdn/tests/`, without `.rs` [default: all tests]
+        tests: Vec<String>,
     },
 }
 
 fn main() -> anyhow::Result<()> {
     match Chore::parse() {
         Chore::Tidy => tidy::run(&root()),
-        Chore::Sanitize { filters } => sanitize::run(&root(), &filters),
+        Chore::Sanitize { tests } => sanitize::run(&root(), &tests),
     }
 }
 
