@@ -21,7 +21,7 @@ const UNSAFE: [&str; 5] = [
     "crates/gdn/src/views.rs",
 ];
 
-/// What the folder of an operator holds.
+/// What the folder of an operator holds, beside its kernel `<operator>.cu`.
 const OPERATOR_FILES: [&str; 3] = ["mod.rs", "cpu.rs", "notes.md"];
 
 /// Prints what is untidy, and fails if anything is.
@@ -37,8 +37,10 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
     }
     for operator in fs::read_dir(root.join("crates/gdn/src/ops"))? {
         let operator = operator?.path();
-        for file in OPERATOR_FILES {
-            if operator.is_dir() && !operator.join(file).is_file() {
+        let Some(name) = operator.file_name().filter(|_| operator.is_dir()) else { continue };
+        let kernel = format!("{}.cu", name.to_string_lossy());
+        for file in OPERATOR_FILES.into_iter().chain([kernel.as_str()]) {
+            if !operator.join(file).is_file() {
                 found.push(format!("{}: has no {file}", operator.display()));
             }
         }
