@@ -1,5 +1,6 @@
 //! Chores of the project: `cargo xtask --help`.
 
+mod kernels;
 mod sanitize;
 mod tidy;
 
@@ -18,11 +19,17 @@ enum Chore {
         /// Files of `crates/gdn/tests/`, without `.rs` [default: all tests]
         tests: Vec<String>,
     },
+    /// Compile every CUDA kernel for every GPU family and weigh it, with no GPU.
+    Kernels {
+        #[command(subcommand)]
+        action: kernels::Action,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
     match Chore::parse() {
         Chore::Tidy => tidy::run(&root()),
+        Chore::Kernels { action } => kernels::run(&root(), &action),
         Chore::Sanitize { tests } => sanitize::run(&root(), &tests),
     }
 }

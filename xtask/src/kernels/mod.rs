@@ -1,0 +1,191 @@
+//! Compiles every CUDA kernel in every tile for every GPU family, with no GPU,
+//! and compares what each takes with the committed budget.
+
+mod nvcc;
+mod tiles;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use anyhow::{Context, bail, ensure};
+
+use self::{nvcc::Nvcc, tiles::Job};
+
+/// The budget: one line an entry point, exact.
+const BUDGET: &str = "crates/gdn/src/cuda/budget.tsv";
+
+const HEADER: &str = "gpu\tentry\ttypes\ttile\tregisters\tspilled bytes\tshared bytes";
+
+/// What `cargo xtask kernels` does.
+#[derive(clap::Subcommand)]
+pub(crate) enum Action {
+    /// Compile, and fail if a kernel takes other than its budget.
+    Check,
+    /// Compile, and write what the kernels take as their budget.
+    Budget,
+}
+
+/// Compiles, then compares or writes.
+pub(crate) fn run(root: &Path, action: &Action) -> anyhow::Result<()> {
+    let nvcc = Nvcc::find(root)?;
+    let taken = measure(root, &nvcc, &tiles::jobs())?;
+    let path = root.join(BUDGET);
+    match action {
+        Action::Budget => {
+            fs::write(&path, &taken).with_context(|| format!("{BUDGET} can't be written"))
+        }
+        Action::Check => {
+            let budget =
+                fs::read_to_string(&path).with_context(|| format!("{BUDGET} can't be read"))?;
+            let changes = changes(&budget, &taken);
+            ensure!(
+                changes.is_empty(),
+                "not what {BUDGET} says; `cargo xtask kernels budget` writes it anew:\n{}",
+                changes.join("\n"),
+            );
+            Ok(())
+        }
+    }
+}
+
+/// Lines that only the budget has, and lines that only the build has.
+fn changes(budget: &str, taken: &str) -> Vec<String> {
+    let only_in = |sign, text: &str, other: &str| {
+        let lines = text.lines().filter(|&line| !other.lines().any(|l| l == line));
+        lines.map(|line| format!("{sign} {line}")).collect::<Vec<_>>()
+    };
+    let mut changes = only_in('-', budget, taken);
+    changes.extend(only_in('+', taken, budget));
+    changes
+}
+
+/// The table of all entry points, in a fixed order.
+fn measure(root: &Path, nvcc: &Nvcc, jobs: &[Job]) -> anyhow::Result<String> {
+    let next = AtomicUsize::new(0);
+    let rows = Mutex::new(BTreeMap::new());
+    let failures = Mutex::new(Vec::new());
+    let worker = || {
+        while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let result = nvcc.compile(root, job).and_then(|log| {
+                usages(&log)?
+                    .into_iter()
+                    .map(|usage| {
+                        let shared = usage.shared + job.dynamic_shared(&usage.entry);
+                        ensure!(
+                            shared <= job.gpu.shared_limit,
+                            "{} on {}: {shared} bytes of shared memory, the GPU has {}",
+                            usage.entry,
+                            job.gpu.arch,
+                            job.gpu.shared_limit,
+                        );
+                        let Usage { entry, registers, spilled, .. } = usage;
+                        let (types, tile) = job.labels(&entry);
+                        let key = (job.gpu.order, entry.clone(), types.clone(), tile.clone());
+                        let arch = job.gpu.arch;
+                        let line = format!(
+                            "{arch}\t{entry}\t{types}\t{tile}\t{registers}\t{spilled}\t{shared}"
+                        );
+                        Ok((key, line))
+                    })
+                    .collect::<anyhow::Result<Vec<_>>>()
+            });
+            match result {
+                Ok(lines) => rows.lock().expect("no worker panics").extend(lines),
+                Err(error) => failures.lock().expect("no worker panics").push(format!("{error:#}")),
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(worker);
+        }
+    });
+    let failures = failures.into_inner().expect("no worker panics");
+    if !failures.is_empty() {
+        bail!("{}", failures.join("\n"));
+    }
+    let rows = rows.into_inner().expect("no worker panics");
+    let mut table = format!("{HEADER}\n");
+    for line in rows.values() {
+        table.push_str(line);
+        table.push('\n');
+    }
+    Ok(table)
+}
+
+/// What `ptxas -v` says of one entry point.
+#[derive(Debug, PartialEq)]
+struct Usage {
+    entry: String,
+    registers: u32,
+    spilled: u32,
+    shared: u32,
+}
+
+/// Reads the log of `ptxas -v`.
+fn usages(log: &str) -> anyhow::Result<Vec<Usage>> {
+    let mut usages = Vec::<Usage>::new();
+    for line in log.lines() {
+        if let Some((_, rest)) = line.split_once("Compiling entry function '") {
+            let entry = rest.split('\'').next().unwrap_or_default().to_owned();
+            usages.push(Usage { entry, registers: 0, spilled: 0, shared: 0 });
+        }
+        let Some(usage) = usages.last_mut() else { continue };
+        let number_before = |what: &str| {
+            let number = line.split(what).next().filter(|rest| rest.len() < line.len())?;
+            number.rsplit(|c: char| !c.is_ascii_digit()).next()?.parse::<u32>().ok()
+        };
+        if let Some(registers) = number_before(" registers") {
+            usage.registers = registers;
+            usage.shared = number_before(" bytes smem").unwrap_or(0);
+        }
+        let spills = [" bytes spill stores", " bytes spill loads"];
+        usage.spilled += spills.into_iter().filter_map(number_before).sum::<u32>();
+    }
+    ensure!(
+        !usages.is_empty() && usages.iter().all(|usage| usage.registers > 0),
+        "ptxas does not say what the kernels take:\n{log}"
+    );
+    Ok(usages)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: &str = "\
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'gdn_a' for 'sm_90a'
+ptxas info    : Function properties for gdn_a
+    16 bytes stack frame, 12 bytes spill stores, 8 bytes spill loads
+ptxas info    : Used 96 registers, used 1 barriers, 1024 bytes smem
+ptxas info    : Compile time = 9.521 ms
+ptxas info    : Compiling entry function 'gdn_b' for 'sm_90a'
+ptxas info    : Function properties for gdn_b
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 40 registers, used 0 barriers
+";
+
+    #[test]
+    fn the_log_of_ptxas_is_read() {
+        let a = Usage { entry: "gdn_a".to_owned(), registers: 96, spilled: 20, shared: 1024 };
+        let b = Usage { entry: "gdn_b".to_owned(), registers: 40, spilled: 0, shared: 0 };
+        assert_eq!(usages(LOG).unwrap(), [a, b]);
+        assert!(usages("nvcc said nothing").is_err());
+    }
+
+    #[test]
+    fn every_change_is_told() {
+        assert!(changes("a\t1\nb\t2\n", "a\t1\nb\t2\n").is_empty());
+        assert_eq!(changes("a\t1\nb\t2\n", "a\t1\nb\t3\n"), ["- b\t2", "+ b\t3"]);
+        assert_eq!(changes("a\t1\n", ""), ["- a\t1"]);
+    }
+}
