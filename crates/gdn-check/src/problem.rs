@@ -131,6 +131,11 @@ impl Problem {
         Self { layer, slots, steps, case, before }
     }
 
+    /// A pool as it is before the first step.
+    pub fn pool(&self) -> StatePool {
+        random_pool(&self.case)
+    }
+
     /// The state of a slot as the oracle takes it.
     pub(crate) fn oracle_state(&self, pool: &StatePool, slot: i32) -> OracleState {
         let wide = |values: &[f32]| values.iter().map(|&x| x.into()).collect::<Vec<f64>>();

@@ -88,6 +88,8 @@
 
 mod backend;
 mod cpu;
+#[doc(hidden)]
+pub mod cuda;
 mod dispatch;
 mod dtype;
 mod error;

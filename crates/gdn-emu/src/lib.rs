@@ -1,0 +1,28 @@
+//! Runs CUDA kernels on the CPU, to test them where there is no GPU.
+//!
+//! [`Compiler`] builds a `.cu` file with g++ and `shim/emu.h`, which gives each
+//! CUDA thread a fibre of its own; [`Kernels`] launches what is in it on host
+//! memory, its threads in order or in a random order drawn from a seed. What
+//! depends on a barrier that is not there then differs from one schedule to
+//! another. Compiled with [`Build::sanitize`], every access is checked by
+//! AddressSanitizer and UBSan.
+//!
+//! It shows what a kernel computes, not how a GPU runs it: no timing, no memory
+//! order weaker than the program's, no inline PTX. `cuda/common.cuh` of `gdn`
+//! has a CPU body for every machine operation that the kernels use.
+#![allow(unsafe_code)] // Foreign code on raw memory; each block says why it is sound.
+#![deny(missing_docs)]
+
+mod compiler;
+mod error;
+mod launch;
+mod memory;
+
+pub use bytemuck::Pod;
+
+pub use self::{
+    compiler::{Build, Compiler},
+    error::{Error, Result},
+    launch::{Kernels, Launch},
+    memory::Memory,
+};
