@@ -90,10 +90,11 @@ pub(crate) struct Inputs<'a> {
     pub(crate) z: Rows<'a>,
 }
 
-struct FusedTile<'l, 'a, 's, T> {
-    inputs: Inputs<'a>,
-    tile: Tile<'l, 'a, T>,
-    scratch: TokenScratch<'s>,
+/// Every token of a tile: one in decode, those of a sequence in prefill.
+pub(crate) struct FusedTile<'l, 'a, 's, T> {
+    pub(crate) inputs: Inputs<'a>,
+    pub(crate) tile: Tile<'l, 'a, T>,
+    pub(crate) scratch: TokenScratch<'s>,
 }
 
 impl<T: Element> pulp::WithSimd for FusedTile<'_, '_, '_, T> {
@@ -122,10 +123,9 @@ fn group_len(spec: &LayerSpec) -> usize {
     2 * spec.head_k() + spec.head_ratio() * spec.head_v()
 }
 
-/// The tokens of a tile, one after the other: one in decode, all of a sequence
-/// in prefill.
+/// The tokens of a tile, one after the other.
 #[inline(always)]
-pub(crate) fn layer_tokens<S: Simd, T: Element>(
+fn layer_tokens<S: Simd, T: Element>(
     simd: S,
     inputs: Inputs<'_>,
     mut tile: Tile<'_, '_, T>,

@@ -12,7 +12,7 @@ use crate::{
     },
     ops::{
         conv::cpu::ConvToken,
-        fused::cpu::{Inputs, TokenScratch, layer_tokens, scratch_lens, zero_out},
+        fused::cpu::{FusedTile, Inputs, scratch_lens, zero_out},
     },
     slots::CheckedSlots,
 };
@@ -51,27 +51,12 @@ fn run_typed<T: Element>(
         .with_conv(state.conv)
         .run(exec, |tile| match form {
             PrefillForm::Recurrent => with_scratch(scratch_lens::<T>(layer.spec(), 1), |scratch| {
-                exec.simd(RecurrentTile { inputs, tile, scratch });
+                exec.simd(FusedTile { inputs, tile, scratch });
             }),
             PrefillForm::Chunked => with_scratch(chunk_scratch_lens(layer.spec()), |scratch| {
                 exec.simd(ChunkedTile { inputs, tile, scratch });
             }),
         });
-}
-
-struct RecurrentTile<'l, 'a, 's, T> {
-    inputs: Inputs<'a>,
-    tile: Tile<'l, 'a, T>,
-    scratch: TokenScratch<'s>,
-}
-
-impl<T: Element> pulp::WithSimd for RecurrentTile<'_, '_, '_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        layer_tokens(simd, self.inputs, self.tile, self.scratch);
-    }
 }
 
 struct ChunkedTile<'l, 'a, 's, T> {
