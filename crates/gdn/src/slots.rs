@@ -4,9 +4,10 @@ use crate::{ErrorKind, Result};
 
 /// The slot of every row of a batch; a negative one marks a padding row.
 #[derive(Clone, Copy, Debug)]
-#[allow(missing_docs)] // The variants are their types.
 pub enum Slots<'a> {
+    /// As SGLang and vLLM keep them.
     I32(&'a [i32]),
+    /// PyTorch's index type.
     I64(&'a [i64]),
 }
 

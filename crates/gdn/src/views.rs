@@ -10,19 +10,23 @@ use crate::{DType, Element, ErrorKind, Result};
 
 /// A borrowed slice whose element type is known at run time.
 #[derive(Clone, Copy, Debug)]
-#[allow(missing_docs)] // The variants are their types.
 pub enum Slice<'a> {
+    /// Elements of [`DType::F32`].
     F32(&'a [f32]),
+    /// Elements of [`DType::BF16`].
     BF16(&'a [bf16]),
+    /// Elements of [`DType::F16`].
     F16(&'a [f16]),
 }
 
 /// A mutably borrowed slice whose element type is known at run time.
 #[derive(Debug)]
-#[allow(missing_docs)] // The variants are their types.
 pub enum SliceMut<'a> {
+    /// Elements of [`DType::F32`].
     F32(&'a mut [f32]),
+    /// Elements of [`DType::BF16`].
     BF16(&'a mut [bf16]),
+    /// Elements of [`DType::F16`].
     F16(&'a mut [f16]),
 }
 
