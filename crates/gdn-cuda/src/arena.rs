@@ -127,6 +127,11 @@ impl Region {
     pub(crate) fn address(&self) -> u64 {
         self.arena.base + self.offset as u64
     }
+
+    /// The number of the GPU.
+    pub(crate) fn gpu(&self) -> usize {
+        self.arena.device.info().ordinal
+    }
 }
 
 impl Drop for Region {

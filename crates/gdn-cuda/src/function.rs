@@ -189,9 +189,27 @@ impl Function {
         config: &LaunchConfig,
         params: &P,
     ) -> Result<()> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.launch_bytes(stream, config, bytemuck::bytes_of(params)) }
+    }
+
+    /// As [`launch`](Self::launch), for parameters whose type is known elsewhere.
+    ///
+    /// # Safety
+    /// As [`launch`](Self::launch), `params` being the bytes of `P`.
+    ///
+    /// # Errors
+    /// As [`launch`](Self::launch).
+    #[inline]
+    pub unsafe fn launch_bytes(
+        &self,
+        stream: &Stream,
+        config: &LaunchConfig,
+        params: &[u8],
+    ) -> Result<()> {
         let inner = &*self.0;
-        if size_of::<P>() != inner.info.parameter_bytes || !stream.device().same(self.device()) {
-            return Err(self.mismatch(stream, size_of::<P>()));
+        if params.len() != inner.info.parameter_bytes || !stream.device().same(self.device()) {
+            return Err(self.mismatch(stream, params.len()));
         }
         config.check(&inner.limits)?;
         stream.device().bind()?;
@@ -199,7 +217,7 @@ impl Function {
             self.opt_in(config)?;
         }
         // The driver reads as many entries as the kernel has parameters: one, or none.
-        let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
+        let mut arguments = [params.as_ptr().cast_mut().cast::<c_void>()];
         with_raw(config, stream, |raw| {
             // SAFETY: the function is loaded, the context current, and the only argument points
             // at as many bytes as the kernel takes; the driver copies them before it returns. The

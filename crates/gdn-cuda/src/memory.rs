@@ -100,12 +100,14 @@ impl<T> DeviceBuffer<T> {
 
     /// All of it, to read.
     pub fn view(&self) -> DeviceSlice<'_, T> {
-        DeviceSlice { ptr: self.ptr(), len: self.len, _borrow: PhantomData }
+        let gpu = self.region.gpu();
+        DeviceSlice { ptr: self.ptr(), len: self.len, gpu, _borrow: PhantomData }
     }
 
     /// All of it, to write.
     pub fn view_mut(&mut self) -> DeviceSliceMut<'_, T> {
-        DeviceSliceMut { ptr: self.ptr(), len: self.len, _borrow: PhantomData }
+        let gpu = self.region.gpu();
+        DeviceSliceMut { ptr: self.ptr(), len: self.len, gpu, _borrow: PhantomData }
     }
 
     /// The elements of `range`, to read.
@@ -115,7 +117,8 @@ impl<T> DeviceBuffer<T> {
     pub fn slice(&self, range: impl RangeBounds<usize>) -> Result<DeviceSlice<'_, T>> {
         let (start, len) = resolve(range, self.len)?;
         let address = self.ptr().address() + (start * size_of::<T>()) as u64;
-        Ok(DeviceSlice { ptr: DevicePtr::from_address(address), len, _borrow: PhantomData })
+        let (ptr, gpu) = (DevicePtr::from_address(address), self.region.gpu());
+        Ok(DeviceSlice { ptr, len, gpu, _borrow: PhantomData })
     }
 
     /// The elements of `range`, to write.
@@ -123,8 +126,8 @@ impl<T> DeviceBuffer<T> {
     /// # Errors
     /// As [`slice`](Self::slice).
     pub fn slice_mut(&mut self, range: impl RangeBounds<usize>) -> Result<DeviceSliceMut<'_, T>> {
-        let DeviceSlice { ptr, len, .. } = self.slice(range)?;
-        Ok(DeviceSliceMut { ptr, len, _borrow: PhantomData })
+        let DeviceSlice { ptr, len, gpu, .. } = self.slice(range)?;
+        Ok(DeviceSliceMut { ptr, len, gpu, _borrow: PhantomData })
     }
 }
 
@@ -139,6 +142,7 @@ impl<T> fmt::Debug for DeviceBuffer<T> {
 pub struct DeviceSlice<'a, T> {
     ptr: DevicePtr<T>,
     len: usize,
+    gpu: usize,
     _borrow: PhantomData<&'a T>,
 }
 
@@ -146,6 +150,7 @@ pub struct DeviceSlice<'a, T> {
 pub struct DeviceSliceMut<'a, T> {
     ptr: DevicePtr<T>,
     len: usize,
+    gpu: usize,
     _borrow: PhantomData<&'a mut T>,
 }
 
@@ -160,6 +165,20 @@ impl<T> Copy for DeviceSlice<'_, T> {}
 macro_rules! slice_methods {
     ($name:ident) => {
         impl<T> $name<'_, T> {
+            /// `len` elements of foreign memory at `ptr`, on GPU number `gpu`.
+            ///
+            /// # Safety
+            /// For the lifetime of the slice, they lie in one allocation of that GPU, aligned to
+            /// `T`, and nobody uses them in a way that a Rust slice of this mutability forbids.
+            pub unsafe fn from_raw_parts(ptr: DevicePtr<T>, len: usize, gpu: usize) -> Self {
+                Self { ptr, len, gpu, _borrow: PhantomData }
+            }
+
+            /// The number of the GPU that holds them.
+            pub fn gpu(&self) -> usize {
+                self.gpu
+            }
+
             /// Number of elements.
             pub fn len(&self) -> usize {
                 self.len

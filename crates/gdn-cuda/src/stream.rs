@@ -1,7 +1,8 @@
 //! A queue of work on one GPU.
 
-use std::cell::Cell;
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cudarc::driver::sys::{self, CUstream_flags};
 
@@ -11,18 +12,22 @@ use crate::event::Event;
 
 /// A queue of work on one GPU, in order.
 ///
-/// Never the default stream: that one waits for every other and cannot be captured. A stream can
-/// move to another thread but is not shared between two, so that the order of its work, and what a
-/// capture records, is the order of one program.
-pub struct Stream {
+/// Never the default stream: that one waits for every other and cannot be captured. Cloning is
+/// cheap, and a clone is the same queue: work is done in the order in which it was enqueued, by
+/// whichever clone. While one is being captured, all record.
+#[derive(Clone)]
+pub struct Stream(Arc<Inner>);
+
+struct Inner {
     device: Device,
     raw: sys::CUstream,
-    capturing: Cell<bool>,
+    capturing: AtomicBool,
 }
 
-// SAFETY: a stream is an opaque handle that the driver lets any thread use. (It is not `Sync`, by
-// the raw pointer and the cell within.)
-unsafe impl Send for Stream {}
+// SAFETY: a stream is an opaque handle that the driver lets any thread use.
+unsafe impl Send for Inner {}
+// SAFETY: as above; the driver orders concurrent calls on one stream, and the flag is atomic.
+unsafe impl Sync for Inner {}
 
 impl Stream {
     /// Creates a stream on `device`.
@@ -36,12 +41,13 @@ impl Stream {
         // SAFETY: `raw` is a valid place for one handle, and the context is current.
         let result = unsafe { sys::cuStreamCreate(&mut raw, flags) };
         check(result, "cuStreamCreate")?;
-        Ok(Self { device: device.clone(), raw, capturing: Cell::new(false) })
+        let capturing = AtomicBool::new(false);
+        Ok(Self(Arc::new(Inner { device: device.clone(), raw, capturing })))
     }
 
     /// The GPU this stream works on.
     pub fn device(&self) -> &Device {
-        &self.device
+        &self.0.device
     }
 
     /// Waits until all work enqueued so far is done. Faults of kernels come out here.
@@ -51,9 +57,9 @@ impl Stream {
     /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) during a capture.
     pub fn synchronize(&self) -> Result<()> {
         self.not_capturing("Stream::synchronize")?;
-        self.device.bind()?;
+        self.device().bind()?;
         // SAFETY: the stream is alive and its context current.
-        let result = unsafe { sys::cuStreamSynchronize(self.raw) };
+        let result = unsafe { sys::cuStreamSynchronize(self.0.raw) };
         check(result, "cuStreamSynchronize")
     }
 
@@ -64,10 +70,10 @@ impl Stream {
     /// this stream is being captured.
     pub fn record(&self, event: &Event) -> Result<()> {
         self.not_capturing("Stream::record")?;
-        self.device.expect_same(event.device(), "Stream::record")?;
-        self.device.bind()?;
+        self.device().expect_same(event.device(), "Stream::record")?;
+        self.device().bind()?;
         // SAFETY: both are alive, of the same context, which is current.
-        let result = unsafe { sys::cuEventRecord(event.raw(), self.raw) };
+        let result = unsafe { sys::cuEventRecord(event.raw(), self.0.raw) };
         check(result, "cuEventRecord")
     }
 
@@ -78,9 +84,9 @@ impl Stream {
     /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) while this stream is being captured.
     pub fn wait(&self, event: &Event) -> Result<()> {
         self.not_capturing("Stream::wait")?;
-        self.device.bind()?;
+        self.device().bind()?;
         // SAFETY: both are alive, and the context is current; the flags must be zero.
-        let result = unsafe { sys::cuStreamWaitEvent(self.raw, event.raw(), 0) };
+        let result = unsafe { sys::cuStreamWaitEvent(self.0.raw, event.raw(), 0) };
         check(result, "cuStreamWaitEvent")
     }
 
@@ -88,16 +94,16 @@ impl Stream {
     /// destroy it, nor begin or end a capture on it.
     #[inline]
     pub fn as_raw(&self) -> sys::CUstream {
-        self.raw
+        self.0.raw
     }
 
     pub(crate) fn set_capturing(&self, on: bool) {
-        self.capturing.set(on);
+        self.0.capturing.store(on, Ordering::Relaxed);
     }
 
     /// Refuses, before the driver does: its refusal would also spoil the capture.
     pub(crate) fn not_capturing(&self, what: &str) -> Result<()> {
-        if self.capturing.get() {
+        if self.0.capturing.load(Ordering::Relaxed) {
             return Err(Error::argument(format!(
                 "{what} cannot be recorded in a graph: do it before or after the capture"
             )));
@@ -108,11 +114,11 @@ impl Stream {
 
 impl fmt::Debug for Stream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Stream({:?} of {:?})", self.raw, self.device)
+        write!(f, "Stream({:?} of {:?})", self.0.raw, self.0.device)
     }
 }
 
-impl Drop for Stream {
+impl Drop for Inner {
     fn drop(&mut self) {
         let _ = self.device.bind();
         // SAFETY: the only handle to the stream. The driver finishes its pending work first, and
