@@ -21,6 +21,8 @@ pub struct Case {
     pub row_gap: usize,
     /// Elements between the slots of the pool.
     pub slot_gap: usize,
+    /// Whether the convolution has a bias.
+    pub conv_bias: bool,
     /// Tokens that each row decodes.
     pub steps: usize,
     /// What all random numbers come from.
@@ -39,6 +41,7 @@ impl Case {
             padding: false,
             row_gap: 0,
             slot_gap: 0,
+            conv_bias: true,
             steps: 2,
             seed: 0,
         }
@@ -80,6 +83,7 @@ impl Case {
             (self.slot_gap > 0, "pitched"),
             (spec.head_order() == HeadOrder::Tiled, "tiled"),
             (spec.conv_width() != 4, "conv width not 4"),
+            (!self.conv_bias, "no bias"),
         ] {
             if applies {
                 text += ", ";
@@ -123,6 +127,7 @@ impl Case {
             let spec = base.spec.clone().with_conv_width(width).expect("a width of at least 1");
             cases.push(Self { spec, steps: 9, ..base.clone() });
         }
+        cases.push(Self { conv_bias: false, ..base.clone() });
         cases.push(Self { row_gap: 13, ..base.clone() });
         cases.push(Self { slot_gap: 29, ..base.clone() });
         cases.push(Self { row_gap: 5, slot_gap: 7, padding: true, ..base });

@@ -12,6 +12,6 @@ mod verdict;
 pub use self::{
     case::Case,
     problem::{Inputs, Problem, RandomLayer},
-    tensor::Tensor,
+    tensor::{DeviceTensor, Tensor},
     verdict::{Errors, Operator, Outcome, relative_l2},
 };

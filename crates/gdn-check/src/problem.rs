@@ -21,16 +21,28 @@ pub struct RandomLayer {
 impl RandomLayer {
     /// Weights like those of a trained layer: decays from 0.3 to 0.999 a token.
     pub fn new(spec: &LayerSpec, activations: DType, seed: u64) -> Self {
+        Self::with_bias(spec, activations, seed, true)
+    }
+
+    /// The same without a bias of the convolution, as the published models are.
+    pub fn without_bias(spec: &LayerSpec, activations: DType, seed: u64) -> Self {
+        Self::with_bias(spec, activations, seed, false)
+    }
+
+    fn with_bias(spec: &LayerSpec, activations: DType, seed: u64, bias: bool) -> Self {
         let mut rng = rng(seed, 0);
         let (channels, width) = (spec.channels(), spec.conv_width());
         let conv_weight = uniform(&mut rng, channels * width, -0.5, 0.5);
-        let conv_bias = uniform(&mut rng, channels, -0.1, 0.1);
+        let mut conv_bias = uniform(&mut rng, channels, -0.1, 0.1);
+        if !bias {
+            conv_bias.fill(0.0);
+        }
         let a_log = uniform(&mut rng, spec.v_heads(), -3.0, 1.0);
         let dt_bias = uniform(&mut rng, spec.v_heads(), -4.0, 0.0);
         let norm_weight = uniform(&mut rng, spec.head_v(), 0.5, 1.5);
         let weights = LayerWeights {
             conv_weight: Rows::new(&conv_weight, channels, width).expect("as many as asked for"),
-            conv_bias: Some((&conv_bias).into()),
+            conv_bias: bias.then(|| (&conv_bias).into()),
             a_log: (&a_log).into(),
             dt_bias: (&dt_bias).into(),
             norm_weight: (&norm_weight).into(),
@@ -115,7 +127,7 @@ pub struct Problem {
 impl Problem {
     /// Draws the random numbers of a case.
     pub fn new(case: Case) -> Self {
-        let layer = RandomLayer::new(&case.spec, case.activations, case.seed);
+        let layer = RandomLayer::with_bias(&case.spec, case.activations, case.seed, case.conv_bias);
         let mut slots: Vec<i32> = (0..case.pool as i32).collect();
         slots.shuffle(&mut rng(case.seed, 2));
         slots.truncate(case.rows);

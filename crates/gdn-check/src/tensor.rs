@@ -1,18 +1,19 @@
 //! A tensor that owns its elements, of any dtype.
 
-use gdn::{DType, Element, Rows, RowsMut, Slice, SliceMut, bf16, f16};
+use gdn::{DType, Data, DataMut, Element, Rows, RowsMut, Slice, SliceMut, bf16, f16};
+use gdn_cuda::{Arena, DeviceBuffer, Pod, Stream};
 
 /// A matrix of any dtype, its rows a stride apart.
 #[derive(Clone, Debug)]
 pub struct Tensor {
-    data: Data,
+    data: Elements,
     rows: usize,
     cols: usize,
     stride: usize,
 }
 
 #[derive(Clone, Debug)]
-enum Data {
+enum Elements {
     F32(Vec<f32>),
     BF16(Vec<bf16>),
     F16(Vec<f16>),
@@ -29,9 +30,9 @@ impl Tensor {
             padded.extend(std::iter::repeat_n(f32::NAN, gap));
         }
         let data = match dtype {
-            DType::F32 => Data::F32(padded),
-            DType::BF16 => Data::BF16(narrowed(&padded)),
-            DType::F16 => Data::F16(narrowed(&padded)),
+            DType::F32 => Elements::F32(padded),
+            DType::BF16 => Elements::BF16(narrowed(&padded)),
+            DType::F16 => Elements::F16(narrowed(&padded)),
         };
         Self { data, rows, cols, stride: cols + gap }
     }
@@ -55,27 +56,27 @@ impl Tensor {
     /// All elements, gaps included.
     pub fn slice(&self) -> Slice<'_> {
         match &self.data {
-            Data::F32(data) => data.into(),
-            Data::BF16(data) => data.into(),
-            Data::F16(data) => data.into(),
+            Elements::F32(data) => data.into(),
+            Elements::BF16(data) => data.into(),
+            Elements::F16(data) => data.into(),
         }
     }
 
     /// All elements, gaps included, to write.
     pub fn slice_mut(&mut self) -> SliceMut<'_> {
         match &mut self.data {
-            Data::F32(data) => data.into(),
-            Data::BF16(data) => data.into(),
-            Data::F16(data) => data.into(),
+            Elements::F32(data) => data.into(),
+            Elements::BF16(data) => data.into(),
+            Elements::F16(data) => data.into(),
         }
     }
 
     /// The bits of all elements, gaps included: equal where `==` on NaN is not.
     pub fn bits(&self) -> Vec<u32> {
         match &self.data {
-            Data::F32(data) => data.iter().map(|x| x.to_bits()).collect(),
-            Data::BF16(data) => data.iter().map(|x| x.to_bits().into()).collect(),
-            Data::F16(data) => data.iter().map(|x| x.to_bits().into()).collect(),
+            Elements::F32(data) => data.iter().map(|x| x.to_bits()).collect(),
+            Elements::BF16(data) => data.iter().map(|x| x.to_bits().into()).collect(),
+            Elements::F16(data) => data.iter().map(|x| x.to_bits().into()).collect(),
         }
     }
 
@@ -83,10 +84,88 @@ impl Tensor {
     pub fn row(&self, row: usize) -> Vec<f64> {
         let range = row * self.stride..row * self.stride + self.cols;
         match &self.data {
-            Data::F32(data) => data[range].iter().map(|&x| x.into()).collect(),
-            Data::BF16(data) => data[range].iter().map(|&x| x.into()).collect(),
-            Data::F16(data) => data[range].iter().map(|&x| x.into()).collect(),
+            Elements::F32(data) => data[range].iter().map(|&x| x.into()).collect(),
+            Elements::BF16(data) => data[range].iter().map(|&x| x.into()).collect(),
+            Elements::F16(data) => data[range].iter().map(|&x| x.into()).collect(),
         }
+    }
+}
+
+/// A [`Tensor`] on a GPU.
+#[derive(Debug)]
+pub struct DeviceTensor {
+    data: DeviceData,
+    rows: usize,
+    cols: usize,
+    stride: usize,
+}
+
+#[derive(Debug)]
+enum DeviceData {
+    F32(DeviceBuffer<f32>),
+    BF16(DeviceBuffer<bf16>),
+    F16(DeviceBuffer<f16>),
+}
+
+impl Tensor {
+    /// A copy in memory of `arena`.
+    ///
+    /// # Errors
+    /// If the arena is full or the GPU refuses.
+    pub fn to_device(&self, arena: &Arena, stream: &Stream) -> gdn_cuda::Result<DeviceTensor> {
+        fn of<T: Pod>(a: &Arena, s: &Stream, host: &[T]) -> gdn_cuda::Result<DeviceBuffer<T>> {
+            let mut buffer = a.alloc(host.len())?;
+            s.upload(buffer.view_mut(), host)?;
+            Ok(buffer)
+        }
+        let data = match &self.data {
+            Elements::F32(host) => DeviceData::F32(of(arena, stream, host)?),
+            Elements::BF16(host) => DeviceData::BF16(of(arena, stream, host)?),
+            Elements::F16(host) => DeviceData::F16(of(arena, stream, host)?),
+        };
+        let Self { rows, cols, stride, .. } = *self;
+        Ok(DeviceTensor { data, rows, cols, stride })
+    }
+}
+
+impl DeviceTensor {
+    /// The matrix, to read.
+    pub fn view(&self) -> Rows<'_> {
+        let data: Data<'_> = match &self.data {
+            DeviceData::F32(data) => data.view().into(),
+            DeviceData::BF16(data) => data.view().into(),
+            DeviceData::F16(data) => data.view().into(),
+        };
+        Rows::strided(data, self.rows, self.cols, self.stride).expect("laid out as on the host")
+    }
+
+    /// The matrix, to write.
+    pub fn view_mut(&mut self) -> RowsMut<'_> {
+        let data: DataMut<'_> = match &mut self.data {
+            DeviceData::F32(data) => data.view_mut().into(),
+            DeviceData::BF16(data) => data.view_mut().into(),
+            DeviceData::F16(data) => data.view_mut().into(),
+        };
+        RowsMut::strided(data, self.rows, self.cols, self.stride).expect("laid out as on the host")
+    }
+
+    /// The elements on the host again.
+    ///
+    /// # Errors
+    /// If the GPU refuses.
+    pub fn to_host(&self, stream: &Stream) -> gdn_cuda::Result<Tensor> {
+        fn of<T: Pod>(s: &Stream, buffer: &DeviceBuffer<T>) -> gdn_cuda::Result<Vec<T>> {
+            let mut host = vec![T::zeroed(); buffer.len()];
+            s.download(buffer.view(), &mut host)?;
+            Ok(host)
+        }
+        let data = match &self.data {
+            DeviceData::F32(data) => Elements::F32(of(stream, data)?),
+            DeviceData::BF16(data) => Elements::BF16(of(stream, data)?),
+            DeviceData::F16(data) => Elements::F16(of(stream, data)?),
+        };
+        let Self { rows, cols, stride, .. } = *self;
+        Ok(Tensor { data, rows, cols, stride })
     }
 }
 

@@ -223,8 +223,9 @@ impl Problem {
     /// every bit.
     pub fn kept_the_rest(&self, outcome: &Outcome) -> bool {
         let spec = &self.case.spec;
-        let (recurrent, conv) = self.before.buffers();
-        let (recurrent_now, conv_now) = outcome.pool.buffers();
+        let on_host = "pools of the host";
+        let (recurrent, conv) = self.before.buffers().expect(on_host);
+        let (recurrent_now, conv_now) = outcome.pool.buffers().expect(on_host);
         let gap = self.case.slot_gap;
         (0..self.case.pool).into_par_iter().all(|slot| {
             let taken = self.slots.contains(&(slot as i32));

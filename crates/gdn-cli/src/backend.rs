@@ -2,9 +2,10 @@
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use gdn::Cpu;
+use gdn::{Backend, Cpu, Cuda};
+use serde::Serialize;
 
-use crate::cli::at_least_one;
+use crate::{cli::at_least_one, output::Usage};
 
 #[derive(Args, Debug)]
 pub(crate) struct BackendArgs {
@@ -15,6 +16,10 @@ pub(crate) struct BackendArgs {
     /// Threads of the cpu backend [default: as many as the machine runs at once]
     #[arg(long, value_name = "N", value_parser = at_least_one())]
     pub(crate) threads: Option<usize>,
+
+    /// The GPU of the cuda backend, counted from 0 [default: 0]
+    #[arg(long, value_name = "N")]
+    pub(crate) device: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
@@ -22,16 +27,72 @@ pub(crate) enum BackendKind {
     /// The CPU, with its vector instructions and threads
     #[default]
     Cpu,
+    /// An NVIDIA GPU of compute capability 8.0 or newer
+    Cuda,
+}
+
+/// A started backend.
+#[derive(Debug)]
+pub(crate) enum AnyBackend {
+    Cpu(Cpu),
+    Cuda(Cuda),
 }
 
 impl BackendArgs {
     /// Starts the backend.
-    pub(crate) fn open(&self) -> anyhow::Result<Cpu> {
-        let BackendKind::Cpu = self.backend;
-        match self.threads {
-            None => Cpu::new().context("could not start the cpu backend"),
-            Some(threads) => Cpu::with_threads(threads)
+    pub(crate) fn open(&self) -> anyhow::Result<AnyBackend> {
+        let misplaced = |flag: &str, backend: &str| {
+            Usage(format!("{flag} is of the {backend} backend; add --backend {backend}"))
+        };
+        match (self.backend, self.threads, self.device) {
+            (BackendKind::Cpu, _, Some(_)) => Err(misplaced("--device", "cuda").into()),
+            (BackendKind::Cuda, Some(_), _) => Err(misplaced("--threads", "cpu").into()),
+            (BackendKind::Cpu, None, None) => {
+                Ok(AnyBackend::Cpu(Cpu::new().context("could not start the cpu backend")?))
+            }
+            (BackendKind::Cpu, Some(threads), None) => Cpu::with_threads(threads)
+                .map(AnyBackend::Cpu)
                 .with_context(|| format!("could not start --threads {threads}; try fewer")),
+            (BackendKind::Cuda, None, device) => {
+                let cuda = Cuda::new(device.unwrap_or(0));
+                Ok(AnyBackend::Cuda(cuda.context("could not start the cuda backend")?))
+            }
         }
     }
+}
+
+impl AnyBackend {
+    pub(crate) fn as_dyn(&mut self) -> &mut dyn Backend {
+        match self {
+            Self::Cpu(cpu) => cpu,
+            Self::Cuda(cuda) => cuda,
+        }
+    }
+
+    /// What it runs on, for the head of a JSON file.
+    pub(crate) fn describe(&self) -> BackendInfo {
+        match self {
+            Self::Cpu(cpu) => BackendInfo {
+                backend: cpu.name(),
+                simd: Some(cpu.simd_level()),
+                threads: Some(cpu.threads()),
+                device: None,
+            },
+            Self::Cuda(cuda) => BackendInfo {
+                backend: cuda.name(),
+                simd: None,
+                threads: None,
+                device: Some(cuda.device_name().to_owned()),
+            },
+        }
+    }
+}
+
+/// A backend and what it runs on.
+#[derive(Debug, Serialize)]
+pub(crate) struct BackendInfo {
+    backend: &'static str,
+    simd: Option<&'static str>,
+    threads: Option<usize>,
+    device: Option<String>,
 }

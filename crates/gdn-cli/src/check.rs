@@ -3,7 +3,7 @@
 use std::{fmt, io::Write, process::ExitCode, time::Instant};
 
 use gdn::{
-    Cpu,
+    Backend,
     DType::{self, BF16, F16, F32},
     DecodePath, PrefillForm,
 };
@@ -38,18 +38,24 @@ const PREFILL_TOKENS: usize = 70;
 
 pub(crate) fn run(args: &CheckArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     let json = OutputFile::of("--json", args.json.as_deref())?;
-    let plan = plan(args);
+    let mut plan = plan(args);
     if plan.is_empty() {
         let hint = "run `gdn check` without --filter, --path, --dtype and --state-dtype to see all";
         return Err(Usage(format!("no check matches; {hint}")).into());
     }
-    let mut cpu = args.backend.open()?;
+    let mut backend = args.backend.open()?;
+    plan.iter_mut().for_each(|(_, operators)| {
+        operators.retain(|&operator| match operator {
+            Operator::Prefill(form) => backend.as_dyn().supports_prefill(form).is_ok(),
+            _ => true,
+        });
+    });
     let start = Instant::now();
     let mut verdicts = Vec::new();
     for (case, operators) in plan {
         let mut trial = Trial::new(case);
         for operator in operators {
-            let verdict = trial.judge(&mut cpu, operator, args.tolerance);
+            let verdict = trial.judge(backend.as_dyn(), operator, args.tolerance);
             writeln!(out, "{verdict}")?;
             verdicts.push(verdict);
         }
@@ -58,7 +64,7 @@ pub(crate) fn run(args: &CheckArgs, out: &mut impl Write) -> anyhow::Result<Exit
     let seconds = start.elapsed().as_secs_f64();
     writeln!(out, "\n{} checks: {passed} passed, {failed} failed, {seconds:.1} s", verdicts.len())?;
     if let Some(file) = json {
-        let provenance = Provenance::new(&cpu);
+        let provenance = Provenance::new(&backend);
         file.write_json(&Report { provenance, seed: args.seed, passed, failed, checks: verdicts })?;
     }
     Ok(exit_code(failed))
@@ -123,22 +129,31 @@ impl Trial {
         Self { problem: Problem::new(case), split: [None, None] }
     }
 
-    fn judge(&mut self, cpu: &mut Cpu, operator: Operator, tolerance: Option<f64>) -> Verdict {
+    fn judge(
+        &mut self,
+        backend: &mut dyn Backend,
+        operator: Operator,
+        tolerance: Option<f64>,
+    ) -> Verdict {
         let case = &self.problem.case;
         let tolerance = tolerance.unwrap_or_else(|| case.tolerance());
         let label = label(operator, case);
-        let outcome = self.compare(cpu, operator).map_err(|error| error.to_string());
+        let outcome = self.compare(backend, operator).map_err(|error| error.to_string());
         Verdict::new(label, tolerance, outcome)
     }
 
-    fn compare(&mut self, cpu: &mut Cpu, operator: Operator) -> gdn::Result<Comparison> {
+    fn compare(
+        &mut self,
+        backend: &mut dyn Backend,
+        operator: Operator,
+    ) -> gdn::Result<Comparison> {
         let (problem, split) = (&self.problem, DecodePath::Split);
         let (baseline, cached) = match operator {
             Operator::Decode(_) => (Operator::Decode(split), &mut self.split[0]),
             _ => (Operator::Layer(split), &mut self.split[1]),
         };
         let baseline_outcome = cached
-            .get_or_insert_with(|| problem.run(cpu, baseline))
+            .get_or_insert_with(|| problem.run(backend, baseline))
             .as_ref()
             .map_err(Clone::clone)?;
         let of = |outcome: &Outcome, split: Option<Errors>| Comparison {
@@ -149,7 +164,7 @@ impl Trial {
         if operator == baseline {
             return Ok(of(baseline_outcome, None));
         }
-        let outcome = problem.run(cpu, operator)?;
+        let outcome = problem.run(backend, operator)?;
         Ok(of(&outcome, Some(problem.against(&outcome, baseline_outcome))))
     }
 }

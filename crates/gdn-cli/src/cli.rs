@@ -7,7 +7,7 @@ use clap::{
     builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser},
 };
 use clap_complete::Shell;
-use gdn::{DType, DecodePath};
+use gdn::{DType, DecodePath, cuda::tiles::Tile};
 
 use crate::backend::BackendArgs;
 
@@ -77,6 +77,7 @@ Examples:
 Examples:
   gdn check                                  everything
   gdn check --path fused --state-dtype f32   one path, one state dtype
+  gdn check --backend cuda                   on the GPU
   gdn check --filter 'padding'               lines that contain a text
   gdn check --json check.json                the errors as numbers, too
 
@@ -137,6 +138,14 @@ pub(crate) struct CheckArgs {
 /// operator runs once, in random order: what disturbs the machine disturbs all
 /// of them alike.
 ///
+/// On a GPU the times are those of CUDA graphs of up to 40 launches, each on
+/// other slots, replayed back to back; the copy is the driver's, from device to
+/// device. Three columns of packed decode come at the end:
+///
+///   warm µs     in a graph whose launches all use the same slots
+///   eager µs    call behind call, without a graph
+///   host µs     the part of it that the host is busy with a call
+///
 /// State is cold, as in a model, where other layers come between two visits to
 /// a slot: slots lie shuffled in a pool larger than the last-level cache, and
 /// each call takes the next ones. Activations stay in the cache.
@@ -148,6 +157,7 @@ Examples:
   gdn bench                                        Qwen3.5-35B-A3B on one GPU's heads
   gdn bench --preset qwen3.5-27b --state-dtype bf16
   gdn bench --batch-sizes 64 --threads 1
+  gdn bench --backend cuda --batch-sizes 1,8,32,128,256
   gdn bench --preset custom --num-q-heads 8 --num-v-heads 16 \\
             --head-size-k 128 --head-size-v 128
   gdn bench --json bench.json --plot bench.svg
@@ -184,6 +194,19 @@ pub(crate) struct BenchArgs {
     /// Use the same slots again and again, each time behind a call that is not timed
     #[arg(long)]
     pub(crate) warm: bool,
+
+    /// Let GPU kernels start while the one before still runs, and load state
+    /// meanwhile, as in an engine behind a projection
+    #[arg(long)]
+    pub(crate) overlap: bool,
+
+    /// Run packed decode in this tile, as "direct w1 r8 c1 h2" (see cuda/tiles.md)
+    #[arg(long, value_name = "TILE", hide_short_help = true)]
+    pub(crate) packed_tile: Option<Tile>,
+
+    /// Run the fused step in this tile
+    #[arg(long, value_name = "TILE", hide_short_help = true)]
+    pub(crate) fused_tile: Option<Tile>,
 
     /// Measure each row for at least this long
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds,

@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use gdn::Cpu;
+use gdn_cuda::{Compiler, DeviceInfo, Driver};
 use indicatif::BinaryBytes;
 use serde::Serialize;
 
@@ -29,6 +30,14 @@ struct BackendInfo {
 
 pub(crate) fn run(args: &InfoArgs, out: &mut impl Write) -> anyhow::Result<()> {
     let cpu = Cpu::new()?;
+    let devices = Driver::load().and_then(|driver| driver.devices());
+    let cuda = match &devices {
+        Ok(devices) if devices.is_empty() => Err("the driver shows no GPU".to_owned()),
+        Ok(_) => Compiler::find()
+            .map(|c| format!("kernels by NVRTC {}", c.version()))
+            .map_err(|e| e.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
     let info = Info {
         version: env!("CARGO_PKG_VERSION"),
         backends: vec![
@@ -41,13 +50,13 @@ pub(crate) fn run(args: &InfoArgs, out: &mut impl Write) -> anyhow::Result<()> {
             },
             BackendInfo {
                 name: "cuda",
-                available: false,
-                detail: "not built in this version".to_owned(),
+                available: cuda.is_ok(),
+                detail: cuda.unwrap_or_else(|why| why),
                 simd: None,
                 threads: None,
             },
         ],
-        devices: Vec::new(),
+        devices: devices.unwrap_or_default().iter().map(describe).collect(),
         machine: Machine::probe(),
     };
     if args.json {
@@ -56,6 +65,18 @@ pub(crate) fn run(args: &InfoArgs, out: &mut impl Write) -> anyhow::Result<()> {
         print(&info, out)?;
     }
     Ok(())
+}
+
+fn describe(device: &DeviceInfo) -> String {
+    format!(
+        "cuda:{}  {}, compute capability {}, {} multiprocessors, {}, CUDA {}",
+        device.ordinal,
+        device.name,
+        device.compute_capability,
+        device.multiprocessors,
+        BinaryBytes(device.memory_bytes as u64),
+        device.driver_version,
+    )
 }
 
 fn print(info: &Info, out: &mut impl Write) -> std::io::Result<()> {

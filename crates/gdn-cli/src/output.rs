@@ -9,11 +9,13 @@ use std::{
 };
 
 use anyhow::Context;
-use gdn::Cpu;
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
-use crate::machine::Machine;
+use crate::{
+    backend::{AnyBackend, BackendInfo},
+    machine::Machine,
+};
 
 /// A flag or a value that can't be used as it is given.
 #[derive(Debug)]
@@ -108,21 +110,18 @@ pub(crate) struct Provenance {
     command: Vec<String>,
     date: String,
     machine: Machine,
-    backend: &'static str,
-    simd: &'static str,
-    threads: usize,
+    #[serde(flatten)]
+    backend: BackendInfo,
 }
 
 impl Provenance {
-    pub(crate) fn new(cpu: &Cpu) -> Self {
+    pub(crate) fn new(backend: &AnyBackend) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION"),
             command: env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect(),
             date: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
             machine: Machine::probe(),
-            backend: gdn::Backend::name(cpu),
-            simd: cpu.simd_level(),
-            threads: cpu.threads(),
+            backend: backend.describe(),
         }
     }
 }

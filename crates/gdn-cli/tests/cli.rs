@@ -33,6 +33,10 @@ fn help_names_every_flag() {
     let bench = [
         "--backend",
         "--threads",
+        "--device",
+        "--overlap",
+        "--packed-tile",
+        "--fused-tile",
         "--preset",
         "--num-q-heads",
         "--num-v-heads",
@@ -52,6 +56,7 @@ fn help_names_every_flag() {
     let check = [
         "--backend",
         "--threads",
+        "--device",
         "--dtype",
         "--state-dtype",
         "--path",
@@ -88,12 +93,48 @@ fn completions_are_written() {
 
 #[test]
 fn info_is_said_and_parses() {
-    assert!(stdout("info").contains("not built in this version"));
+    let said = stdout("info");
     let info: Value = serde_json::from_str(&stdout("info --json")).unwrap();
     assert_eq!(info["backends"][0]["name"], "cpu");
     assert_eq!(info["backends"][0]["available"], true);
-    assert_eq!(info["backends"][1]["available"], false);
+    assert_eq!(info["backends"][1]["name"], "cuda");
+    let devices = info["devices"].as_array().unwrap();
+    if info["backends"][1]["available"] == true {
+        assert!(!devices.is_empty() && said.contains("cuda:0"), "{said}");
+    } else {
+        // What is missing, and what to do about it.
+        let why = info["backends"][1]["detail"].as_str().unwrap();
+        assert!(said.contains(why) && (why.contains("install") || why.contains("check")), "{why}");
+    }
     assert!(info["machine"]["cores"].as_u64().unwrap() > 0);
+}
+
+/// A machine without a GPU says so, and what to install; one with a GPU passes.
+#[test]
+fn a_backend_that_is_not_there_is_an_error_to_act_on() {
+    let output = gdn("check --backend cuda --filter K=33 --dtype f32").output().unwrap();
+    if output.status.success() {
+        return;
+    }
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("could not start the cuda backend: no cuda backend: "), "{error}");
+    assert!(error.contains("install") || error.contains("check that"), "{error}");
+}
+
+#[test]
+fn flags_of_the_other_backend_are_refused() {
+    for (args, flag) in [
+        ("check --device 0", "--device"),
+        ("bench --backend cuda --threads 2", "--threads"),
+        ("bench --overlap", "--overlap"),
+        ("bench --packed-tile direct", "--packed-tile"),
+    ] {
+        let output = gdn(args).assert().code(2).get_output().stderr.clone();
+        let error = String::from_utf8(output).unwrap();
+        assert!(error.contains(flag) && error.contains("--backend"), "{args}: {error}");
+    }
+    gdn("bench --fused-tile nonsense").assert().code(2);
 }
 
 const FEW: &str = "K=33 V=47 pool=6 f32/f32";

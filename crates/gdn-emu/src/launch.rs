@@ -7,7 +7,6 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
-use bytemuck::Pod;
 use libloading::Library;
 
 use crate::{Error, Result};
@@ -60,11 +59,11 @@ impl Kernels {
     /// [`Error::Load`] if the file has no such kernel, [`Error::Deadlock`].
     ///
     /// # Safety
-    /// `entry` takes a `P`; the addresses in it are those of live memory as large
+    /// `params` are the bytes of what `entry` takes; the addresses in it are those of live memory as large
     /// as the kernel expects, which nobody else uses meanwhile.
-    pub unsafe fn launch<P: Pod>(&self, entry: &str, launch: Launch, params: &P) -> Result<()> {
+    pub unsafe fn launch(&self, entry: &str, launch: Launch, params: &[u8]) -> Result<()> {
         // What the shim passes in two registers would not reach the kernel, nor what it cuts off.
-        assert!((17..=256).contains(&size_of::<P>()), "{entry}: not a parameter struct");
+        assert!((17..=256).contains(&params.len()), "{entry}: not a parameter struct");
         assert!(launch.grid[0].is_multiple_of(launch.cluster), "{entry}: clusters divide the grid");
         let library = lock(&self.library);
         // SAFETY: `entry` is a function of this library, looked up as an address; the shim calls
@@ -72,7 +71,7 @@ impl Kernels {
         let status = unsafe {
             let kernel = *library.get::<*const c_void>(entry.as_bytes())?;
             let run = library.get::<LaunchFn>(b"gdn_emu_launch")?;
-            run(kernel, &launch, std::ptr::from_ref(params).cast(), size_of::<P>())
+            run(kernel, &launch, params.as_ptr().cast(), params.len())
         };
         if status == 0 {
             return Ok(());

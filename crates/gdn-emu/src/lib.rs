@@ -1,6 +1,7 @@
 //! Runs CUDA kernels on the CPU, to test them where there is no GPU.
 //!
-//! [`Compiler`] builds a `.cu` file with g++ and `shim/emu.h`, which gives each
+//! [`EmulatedGpu`] is a GPU for the CUDA backend of `gdn`: whatever runs on a
+//! [`gdn::Backend`] runs on it. [`Compiler`] builds a `.cu` file with g++ and `shim/emu.h`, which gives each
 //! CUDA thread a fibre of its own; [`Kernels`] launches what is in it on host
 //! memory, its threads in order or in a random order drawn from a seed. What
 //! depends on a barrier that is not there then differs from one schedule to
@@ -17,12 +18,12 @@ mod compiler;
 mod error;
 mod launch;
 mod memory;
-
-pub use bytemuck::Pod;
+mod runtime;
 
 pub use self::{
     compiler::{Build, Compiler},
     error::{Error, Result},
     launch::{Kernels, Launch},
     memory::Memory,
+    runtime::EmulatedGpu,
 };

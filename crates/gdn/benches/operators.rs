@@ -32,7 +32,7 @@ fn operators(criterion: &mut Criterion) {
         // Untouched slots would all be one page of zeros: write each.
         let mut slots: Vec<i32> = (0..SLOTS).map_while(|_| pool.allocate().ok()).collect();
         for rows in [1, 16] {
-            for op in Op::ALL {
+            for op in Op::all() {
                 if !op.has_recurrent() && recurrent != DType::F32 {
                     continue;
                 }

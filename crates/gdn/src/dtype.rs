@@ -31,6 +31,39 @@ impl DType {
             Self::BF16 | Self::F16 => 2,
         }
     }
+
+    /// The elements of this type in `bytes`, aligned or not, as f32.
+    pub(crate) fn widen(self, bytes: &[u8], values: &mut [f32]) {
+        fn of<T: Element>(bytes: &[u8], values: &mut [f32]) {
+            match bytemuck::try_cast_slice(bytes) {
+                Ok(elements) => T::widen(elements, values),
+                Err(_) => {
+                    let mut elements = vec![T::zeroed(); values.len()];
+                    bytemuck::cast_slice_mut(&mut elements).copy_from_slice(bytes);
+                    T::widen(&elements, values);
+                }
+            }
+        }
+        match self {
+            Self::F32 => of::<f32>(bytes, values),
+            Self::BF16 => of::<bf16>(bytes, values),
+            Self::F16 => of::<f16>(bytes, values),
+        }
+    }
+
+    /// The bytes of `values` rounded to this type.
+    pub(crate) fn narrow(self, values: &[f32]) -> Vec<u8> {
+        fn of<T: Element>(values: &[f32]) -> Vec<u8> {
+            let mut elements = vec![T::zeroed(); values.len()];
+            T::narrow(values, &mut elements);
+            bytemuck::cast_slice(&elements).to_vec()
+        }
+        match self {
+            Self::F32 => of::<f32>(values),
+            Self::BF16 => of::<bf16>(values),
+            Self::F16 => of::<f16>(values),
+        }
+    }
 }
 
 impl fmt::Display for DType {

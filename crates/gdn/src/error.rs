@@ -1,6 +1,6 @@
 //! The one error type of the crate.
 
-use crate::{DType, DecodePath};
+use crate::{DType, DecodePath, Place, PrefillForm};
 
 /// The result of every fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -137,6 +137,16 @@ pub enum ErrorKind {
         /// What it is made for.
         got: String,
     },
+    /// A tensor in memory that the backend, or a partner of it, can't reach.
+    #[error("{argument}: expected {expected}, got {got}")]
+    Place {
+        /// The argument, as it is named in the call.
+        argument: &'static str,
+        /// The memory that is asked for.
+        expected: Place,
+        /// The memory that came.
+        got: Place,
+    },
     /// A path was forced that the backend does not have for this layer.
     #[error("path: {path} is not supported by the {backend} backend: {reason}")]
     Unsupported {
@@ -145,6 +155,32 @@ pub enum ErrorKind {
         /// The backend's name.
         backend: &'static str,
         /// Why not.
+        reason: String,
+    },
+    /// A form of prefill that the backend does not have.
+    #[error("form: {form:?} prefill is not supported by the {backend} backend: {reason}")]
+    UnsupportedPrefill {
+        /// The form that was asked for.
+        form: PrefillForm,
+        /// The backend's name.
+        backend: &'static str,
+        /// Why not.
+        reason: String,
+    },
+    /// There is no such GPU, no driver for it, or no compiler for its kernels.
+    #[error("no {backend} backend: {reason}")]
+    Unavailable {
+        /// The backend's name.
+        backend: &'static str,
+        /// What is missing, and how to get it.
+        reason: String,
+    },
+    /// A GPU refused or failed.
+    #[error("{place}: {reason}")]
+    Device {
+        /// The GPU.
+        place: Place,
+        /// What it says.
         reason: String,
     },
     /// The operating system gave no memory or no threads.
@@ -176,4 +212,14 @@ pub(crate) fn expect_dtype(argument: &'static str, expected: DType, got: DType) 
         return Ok(());
     }
     Err(ErrorKind::DType { argument, expected, got }.into())
+}
+
+impl Place {
+    /// `Err` unless the tensor lies in this memory.
+    pub(crate) fn expect(self, argument: &'static str, expected: Self) -> Result<()> {
+        if self == expected {
+            return Ok(());
+        }
+        Err(ErrorKind::Place { argument, expected, got: self }.into())
+    }
 }

@@ -1,5 +1,7 @@
 //! The weights of a layer, prepared once for every step.
 
+use std::sync::Arc;
+
 use crate::{
     DType, ErrorKind, LayerSpec, Result,
     error::expect_dim,
@@ -32,10 +34,13 @@ pub struct Layer {
     /// reads lies together, and the channels of one tap are dense.
     conv_weight: Vec<f32>,
     conv_bias: Vec<f32>,
+    has_conv_bias: bool,
     /// −exp(A_log), `[HV]`.
     neg_exp_a: Vec<f32>,
     dt_bias: Vec<f32>,
     norm_weight: Vec<f32>,
+    /// Tells this layer and its clones from every other: what a GPU keeps of it.
+    token: Arc<()>,
 }
 
 impl Layer {
@@ -74,16 +79,23 @@ impl Layer {
         Ok(Self {
             spec: spec.clone(),
             conv_weight,
+            has_conv_bias: weights.conv_bias.is_some(),
             conv_bias: weights.conv_bias.map_or_else(|| vec![0.0; channels], |b| b.to_f32()),
             neg_exp_a: weights.a_log.to_f32().into_iter().map(|a| -a.exp()).collect(),
             dt_bias: weights.dt_bias.to_f32(),
             norm_weight: weights.norm_weight.to_f32(),
+            token: Arc::default(),
         })
     }
 
     /// The layer's shape and options.
     pub fn spec(&self) -> &LayerSpec {
         &self.spec
+    }
+
+    /// The same for all clones of this layer, and for no other layer.
+    pub(crate) fn token(&self) -> &Arc<()> {
+        &self.token
     }
 
     /// The conv weights of one tap for the head of `len` channels that starts at
@@ -96,6 +108,11 @@ impl Layer {
     /// The bias of the convolution, `[C]`; zeros where there is none.
     pub(crate) fn conv_bias(&self) -> &[f32] {
         &self.conv_bias
+    }
+
+    /// Whether there is one.
+    pub(crate) fn has_conv_bias(&self) -> bool {
+        self.has_conv_bias
     }
 
     /// −exp(A_log), `[HV]`.

@@ -7,12 +7,13 @@
 //!   [`Layer`] adds its small weights, prepared once.
 //! - [`StatePool`] holds conv and recurrent state for N sequences, a *slot*
 //!   each: allocate, decode, copy, snapshot, free.
-//! - A [`Backend`] runs the operators; [`Cpu`] is the one that is always there.
-//!   They are [`LayerStep`] (the whole layer), and its parts: [`ConvUpdate`],
+//! - A [`Backend`] runs the operators: [`Cpu`], which is always there, or
+//!   [`Cuda`] on an NVIDIA GPU. They are [`LayerStep`] (the whole layer), and its parts: [`ConvUpdate`],
 //!   [`Decode`] (split or packed), [`GatedNorm`]; and [`Prefill`].
 //! - [`Dispatcher`] takes the fastest [`DecodePath`] that a backend has.
 //! - [`Rows`] and [`RowsMut`] are checked, strided views over your memory:
-//!   slices of f32, [`bf16`] or [`struct@f16`], or raw parts of foreign tensors.
+//!   slices of f32, [`bf16`] or [`struct@f16`], raw parts of foreign tensors, or
+//!   [`gdn_cuda::DeviceSlice`]s of a GPU's memory.
 //!
 //! Everything is checked once, where it enters, and an [`Error`] names the
 //! argument, what was expected and what came; nothing has been written then.
@@ -79,7 +80,8 @@
 //! # What holds on every path and backend
 //!
 //! - The result of a row does not depend on the size of the batch, the other
-//!   rows, its place among them, or its slot: the bits are the same.
+//!   rows, its place among them, or its slot: on one backend the bits are the
+//!   same.
 //! - Two runs give the same bits.
 //! - All arithmetic is f32, whatever the storage. [`oracle`] is the same math
 //!   in f64, and every path is tested against it.
@@ -88,8 +90,9 @@
 
 mod backend;
 mod cpu;
-#[doc(hidden)]
+#[doc(hidden)] // Its one public type, `Cuda`, is re-exported below; tests use the rest.
 pub mod cuda;
+mod device;
 mod dispatch;
 mod dtype;
 mod error;
@@ -106,6 +109,8 @@ pub use half::{bf16, f16};
 pub use self::{
     backend::{Backend, DecodePath, DecodeSpec, Unsupported},
     cpu::Cpu,
+    cuda::Cuda,
+    device::{DeviceElements, DeviceElementsMut, DeviceIntegers, Place},
     dispatch::Dispatcher,
     dtype::{DType, Element},
     error::{Error, ErrorKind, Result},
@@ -114,5 +119,5 @@ pub use self::{
     pool::{ConvMut, PoolOptions, RecurrentMut, Snapshot, StateMut, StatePool},
     slots::Slots,
     spec::{BetaRounding, HeadOrder, LayerSpec},
-    views::{Rows, RowsMut, Slice, SliceMut},
+    views::{Data, DataMut, Rows, RowsMut, Slice, SliceMut},
 };

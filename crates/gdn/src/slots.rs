@@ -1,6 +1,6 @@
 //! Slot indices: which state each row of a batch owns.
 
-use crate::{ErrorKind, Result};
+use crate::{ErrorKind, Place, Result, device::DeviceIntegers};
 
 /// The slot of every row of a batch; a negative one marks a padding row.
 #[derive(Clone, Copy, Debug)]
@@ -9,6 +9,11 @@ pub enum Slots<'a> {
     I32(&'a [i32]),
     /// PyTorch's index type.
     I64(&'a [i64]),
+    /// On a GPU, of either type. The host does not see them: the kernels take one
+    /// that is out of range for padding, and the next call that waits for them
+    /// reports it ([`Cuda::synchronize`](crate::Cuda::synchronize)). That they
+    /// differ is the caller's word: two rows on one slot overwrite each other.
+    Device(DeviceIntegers<'a>),
 }
 
 impl Slots<'_> {
@@ -18,6 +23,15 @@ impl Slots<'_> {
         match self {
             Self::I32(slots) => slots.len(),
             Self::I64(slots) => slots.len(),
+            Self::Device(slots) => slots.len,
+        }
+    }
+
+    /// The memory that holds them.
+    pub fn place(&self) -> Place {
+        match self {
+            Self::I32(_) | Self::I64(_) => Place::Host,
+            Self::Device(slots) => Place::Cuda(slots.gpu),
         }
     }
 
@@ -25,7 +39,14 @@ impl Slots<'_> {
         match self {
             Self::I32(slots) => slots[row].into(),
             Self::I64(slots) => slots[row],
+            Self::Device(_) => unreachable!("a backend of the host checks places first"),
         }
+    }
+}
+
+impl<'a, S: Into<DeviceIntegers<'a>>> From<S> for Slots<'a> {
+    fn from(slots: S) -> Self {
+        Self::Device(slots.into())
     }
 }
 

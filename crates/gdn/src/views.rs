@@ -6,7 +6,10 @@
 
 use half::{bf16, f16};
 
-use crate::{DType, Element, ErrorKind, Result};
+use crate::{
+    DType, Element, ErrorKind, Result,
+    device::{DeviceElements, DeviceElementsMut, Place},
+};
 
 /// A borrowed slice whose element type is known at run time.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +31,27 @@ pub enum SliceMut<'a> {
     BF16(&'a mut [bf16]),
     /// Elements of [`DType::F16`].
     F16(&'a mut [f16]),
+}
+
+/// A borrowed tensor's elements, on the host or on a GPU.
+///
+/// The views take whatever becomes one: a slice or a vector of an [`Element`]
+/// type, a [`Slice`], a [`gdn_cuda::DeviceSlice`].
+#[derive(Clone, Copy, Debug)]
+pub enum Data<'a> {
+    /// Memory of the host.
+    Host(Slice<'a>),
+    /// Memory of a GPU.
+    Device(DeviceElements<'a>),
+}
+
+/// A mutably borrowed tensor's elements: as [`Data`].
+#[derive(Debug)]
+pub enum DataMut<'a> {
+    /// Memory of the host.
+    Host(SliceMut<'a>),
+    /// Memory of a GPU.
+    Device(DeviceElementsMut<'a>),
 }
 
 /// Runs `$body` with `$slice` bound to the typed slice inside a [`Slice`] or
@@ -66,6 +90,11 @@ impl<'a> Slice<'a> {
         with_slice!(Slice, self, slice => Element::widen(&slice[start..end], dst));
     }
 
+    /// The bytes of all elements.
+    pub(crate) fn bytes(&self) -> &'a [u8] {
+        with_slice!(Slice, self, slice => bytemuck::cast_slice(slice))
+    }
+
     /// All elements as f32.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut values = vec![0.0; self.len()];
@@ -101,15 +130,14 @@ impl<'a> SliceMut<'a> {
         self.as_slice().len()
     }
 
+    /// The bytes of all elements, to write.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        with_slice!(SliceMut, self, slice => bytemuck::cast_slice_mut(slice))
+    }
+
     /// The same elements, to read.
     pub fn as_slice(&self) -> Slice<'_> {
         with_slice!(SliceMut, self, slice => Element::erase(slice))
-    }
-
-    /// Writes `values` from element `start` on, rounded to the element type.
-    pub(crate) fn write(&mut self, start: usize, values: &[f32]) {
-        let end = start + values.len();
-        with_slice!(SliceMut, self, slice => Element::narrow(values, &mut slice[start..end]));
     }
 
     /// The same elements, borrowed for a shorter time.
@@ -130,6 +158,92 @@ impl<'a> SliceMut<'a> {
                 DType::F16 => Self::F16(std::slice::from_raw_parts_mut(ptr.cast(), len)),
             })
         }
+    }
+}
+
+impl<'a> Data<'a> {
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        match self {
+            Self::Host(slice) => slice.dtype(),
+            Self::Device(elements) => elements.region.dtype,
+        }
+    }
+
+    /// The number of elements.
+    #[allow(clippy::len_without_is_empty)] // Nobody asks an empty tensor.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Host(slice) => slice.len(),
+            Self::Device(elements) => elements.region.len,
+        }
+    }
+
+    /// The memory that holds them.
+    pub fn place(&self) -> Place {
+        match self {
+            Self::Host(_) => Place::Host,
+            Self::Device(elements) => Place::Cuda(elements.region.gpu),
+        }
+    }
+
+    /// The elements of a tensor whose place was checked.
+    #[inline(always)]
+    fn host(&self) -> &Slice<'a> {
+        match self {
+            Self::Host(slice) => slice,
+            Self::Device(_) => unreachable!("a backend of the host checks places first"),
+        }
+    }
+}
+
+impl<'a> DataMut<'a> {
+    /// The same elements, to read.
+    pub fn as_data(&self) -> Data<'_> {
+        match self {
+            Self::Host(slice) => Data::Host(slice.as_slice()),
+            Self::Device(elements) => Data::Device(DeviceElements::new(elements.region)),
+        }
+    }
+
+    /// The same elements, borrowed for a shorter time.
+    pub fn reborrow(&mut self) -> DataMut<'_> {
+        match self {
+            Self::Host(slice) => DataMut::Host(slice.reborrow()),
+            Self::Device(elements) => DataMut::Device(DeviceElementsMut::new(elements.region)),
+        }
+    }
+
+    /// The elements of a tensor whose place was checked.
+    pub(crate) fn into_host(self) -> SliceMut<'a> {
+        match self {
+            Self::Host(slice) => slice,
+            Self::Device(_) => unreachable!("a backend of the host checks places first"),
+        }
+    }
+}
+
+impl<'a, S: Into<Slice<'a>>> From<S> for Data<'a> {
+    fn from(slice: S) -> Self {
+        Self::Host(slice.into())
+    }
+}
+
+impl<'a, T: Element> From<gdn_cuda::DeviceSlice<'a, T>> for Data<'a> {
+    fn from(slice: gdn_cuda::DeviceSlice<'a, T>) -> Self {
+        Self::Device(slice.into())
+    }
+}
+
+impl<'a, S: Into<SliceMut<'a>>> From<S> for DataMut<'a> {
+    fn from(slice: S) -> Self {
+        Self::Host(slice.into())
+    }
+}
+
+impl<'a, T: Element> From<gdn_cuda::DeviceSliceMut<'a, T>> for DataMut<'a> {
+    fn from(slice: gdn_cuda::DeviceSliceMut<'a, T>) -> Self {
+        Self::Device(slice.into())
     }
 }
 
@@ -176,7 +290,7 @@ impl<'a, T: Element, const N: usize> From<&'a mut [T; N]> for SliceMut<'a> {
 /// is B rows of HV·V columns.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
-    data: Slice<'a>,
+    data: Data<'a>,
     /// Where the first row starts: a view of some columns keeps the buffer.
     offset: usize,
     rows: usize,
@@ -189,7 +303,7 @@ impl<'a> Rows<'a> {
     ///
     /// # Errors
     /// [`ErrorKind::Buffer`] if `data` has fewer than `rows` · `cols` elements.
-    pub fn new(data: impl Into<Slice<'a>>, rows: usize, cols: usize) -> Result<Self> {
+    pub fn new(data: impl Into<Data<'a>>, rows: usize, cols: usize) -> Result<Self> {
         Self::strided(data, rows, cols, cols)
     }
 
@@ -199,7 +313,7 @@ impl<'a> Rows<'a> {
     /// [`ErrorKind::Stride`] if `stride` < `cols`; [`ErrorKind::Buffer`] if
     /// `data` ends before the last row does.
     pub fn strided(
-        data: impl Into<Slice<'a>>,
+        data: impl Into<Data<'a>>,
         rows: usize,
         cols: usize,
         stride: usize,
@@ -228,7 +342,7 @@ impl<'a> Rows<'a> {
         let len = layout_len("data", rows, cols, stride)?;
         // SAFETY: passed on to the caller.
         let data = unsafe { Slice::from_raw_parts(ptr, dtype, len)? };
-        Ok(Self { data, offset: 0, rows, cols, stride })
+        Ok(Self { data: data.into(), offset: 0, rows, cols, stride })
     }
 
     /// Columns `start .. start + cols` of this matrix: one tensor out of a
@@ -256,6 +370,11 @@ impl<'a> Rows<'a> {
         self.data.dtype()
     }
 
+    /// The memory that holds it.
+    pub fn place(&self) -> Place {
+        self.data.place()
+    }
+
     /// The number of rows.
     pub fn rows(&self) -> usize {
         self.rows
@@ -275,7 +394,12 @@ impl<'a> Rows<'a> {
     #[inline(always)]
     pub(crate) fn read(&self, row: usize, col: usize, dst: &mut [f32]) {
         debug_assert!(row < self.rows && col + dst.len() <= self.cols);
-        self.data.read(self.offset + row * self.stride + col, dst);
+        self.data.host().read(self.offset + row * self.stride + col, dst);
+    }
+
+    /// All elements of the buffer, and where the first row starts in it.
+    pub(crate) fn data(&self) -> (Data<'a>, usize) {
+        (self.data, self.offset)
     }
 
     /// `Err` unless the view has this shape.
@@ -288,7 +412,7 @@ impl<'a> Rows<'a> {
 /// A matrix to write: as [`Rows`].
 #[derive(Debug)]
 pub struct RowsMut<'a> {
-    data: SliceMut<'a>,
+    data: DataMut<'a>,
     rows: usize,
     cols: usize,
     stride: usize,
@@ -299,7 +423,7 @@ impl<'a> RowsMut<'a> {
     ///
     /// # Errors
     /// As [`Rows::new`].
-    pub fn new(data: impl Into<SliceMut<'a>>, rows: usize, cols: usize) -> Result<Self> {
+    pub fn new(data: impl Into<DataMut<'a>>, rows: usize, cols: usize) -> Result<Self> {
         Self::strided(data, rows, cols, cols)
     }
 
@@ -309,13 +433,13 @@ impl<'a> RowsMut<'a> {
     /// # Errors
     /// As [`Rows::strided`].
     pub fn strided(
-        data: impl Into<SliceMut<'a>>,
+        data: impl Into<DataMut<'a>>,
         rows: usize,
         cols: usize,
         stride: usize,
     ) -> Result<Self> {
         let data = data.into();
-        check_layout("data", data.len(), rows, cols, stride)?;
+        check_layout("data", data.as_data().len(), rows, cols, stride)?;
         Ok(Self { data, rows, cols, stride })
     }
 
@@ -338,12 +462,17 @@ impl<'a> RowsMut<'a> {
         let len = layout_len("data", rows, cols, stride)?;
         // SAFETY: passed on to the caller.
         let data = unsafe { SliceMut::from_raw_parts(ptr, dtype, len)? };
-        Ok(Self { data, rows, cols, stride })
+        Ok(Self { data: data.into(), rows, cols, stride })
     }
 
     /// The element type.
     pub fn dtype(&self) -> DType {
-        self.data.dtype()
+        self.as_rows().dtype()
+    }
+
+    /// The memory that holds it.
+    pub fn place(&self) -> Place {
+        self.as_rows().place()
     }
 
     /// The number of rows.
@@ -364,7 +493,7 @@ impl<'a> RowsMut<'a> {
     /// The same matrix, to read.
     pub fn as_rows(&self) -> Rows<'_> {
         let Self { rows, cols, stride, .. } = *self;
-        Rows { data: self.data.as_slice(), offset: 0, rows, cols, stride }
+        Rows { data: self.data.as_data(), offset: 0, rows, cols, stride }
     }
 
     /// The same matrix, borrowed for a shorter time.
@@ -374,7 +503,7 @@ impl<'a> RowsMut<'a> {
     }
 
     /// The whole buffer, gaps between rows included.
-    pub(crate) fn into_data(self) -> SliceMut<'a> {
+    pub(crate) fn into_data(self) -> DataMut<'a> {
         self.data
     }
 

@@ -94,7 +94,7 @@ fn no_call_allocates_after_warm_up() {
     let mut batches = Vec::new();
     for dtype in DType::ALL {
         let dtypes = DTypes { activations: dtype, recurrent: dtype };
-        batches.extend(Op::ALL.map(|op| Batch::new(op, dtypes)));
+        batches.extend(Op::all().map(|op| Batch::new(op, dtypes)));
     }
     for threads in [1, 2, 3] {
         let mut cpu = Cpu::with_threads(threads).unwrap();

@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::{DTypes, Layout, Op, World, backend};
-use gdn::{DecodePath, LayerSpec, PrefillForm};
+use common::{DTypes, Layout, Op, World, backend, prefill_forms};
+use gdn::{DecodePath, LayerSpec};
 use gdn_check::relative_l2;
 
 /// A tenth of what the operator promises.
@@ -15,7 +15,7 @@ fn a_thousand_steps_stay_close_to_the_oracle() {
     let world = World::new(&spec, DTypes::F32, &[1000], 7);
     let expected = world.expected(Op::Layer(DecodePath::Split), &world.sequences[0]);
     let steps = DecodePath::ALL.map(Op::Layer);
-    let prefills = [PrefillForm::Recurrent, PrefillForm::Chunked].map(Op::Prefill);
+    let prefills = prefill_forms().into_iter().map(Op::Prefill);
     for op in steps.into_iter().chain(prefills) {
         let [trace] = &world.run(&mut *backend(), op, &Layout::dense([0]))[..] else { panic!() };
         let trace = trace.wide();

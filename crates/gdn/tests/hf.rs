@@ -3,11 +3,8 @@
 
 mod common;
 
-use common::{Args, Op, backend, wide};
-use gdn::{
-    DType, DecodePath, Layer, LayerSpec, LayerWeights, PoolOptions, PrefillForm, Rows, StatePool,
-    bf16,
-};
+use common::{Args, Op, backend, prefill_forms, wide};
+use gdn::{DType, DecodePath, Layer, LayerSpec, LayerWeights, PoolOptions, Rows, StatePool, bf16};
 use gdn_check::{Inputs, Tensor, relative_l2};
 use safetensors::{Dtype, SafeTensors};
 
@@ -146,8 +143,7 @@ fn check(op: Op) {
 
 #[test]
 fn prefill_agrees_with_hugging_face() {
-    check(Op::Prefill(PrefillForm::Recurrent));
-    check(Op::Prefill(PrefillForm::Chunked));
+    prefill_forms().into_iter().map(Op::Prefill).for_each(check);
 }
 
 #[test]

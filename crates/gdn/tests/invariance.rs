@@ -23,7 +23,7 @@ fn for_every(check: impl Fn(&World, Op)) {
             let (short, long) = ([1, 3, 0, 2, 1], [1, 70, 0, 64, 5]);
             let (steps, prefills) =
                 (World::new(&spec, dtypes, &short, 1), World::new(&spec, dtypes, &long, 2));
-            for op in Op::ALL {
+            for op in Op::all() {
                 check(if op.is_prefill() { &prefills } else { &steps }, op);
             }
         }
@@ -63,7 +63,7 @@ fn rows_do_not_depend_on_their_batch() {
 fn rows_do_not_depend_on_the_size_of_the_batch() {
     for spec in specs() {
         let world = World::new(&spec, DTypes::F32, &[1; 67], 3);
-        for op in Op::ALL {
+        for op in Op::all() {
             let alone = alone(&world, op);
             assert_same(&world, op, &world.run(&mut *backend(), op, &Layout::dense(0..67)), &alone);
         }

@@ -62,10 +62,10 @@ fn assert_refused(ops: impl Fn(Op) -> bool, kind: ErrorKind, change: impl Fn(&mu
     let tokens: Vec<_> = world.sequences[..3].iter().map(|s| s.tokens.first()).collect();
     let inputs = world.inputs(&tokens, 0);
     let mut tried = 0;
-    for op in Op::ALL.into_iter().filter(|&op| ops(op)) {
+    for op in Op::all().filter(|&op| ops(op)) {
         let mut pool = StatePool::new(&spec(), &options).unwrap();
         (0..5).for_each(|slot| world.set(&mut pool, slot, slot as usize));
-        let before = [bits(pool.buffers().0), bits(pool.buffers().1)];
+        let before = [bits(pool.buffers().unwrap().0), bits(pool.buffers().unwrap().1)];
         let mut out = Tensor::poisoned(DType::BF16, 3, op.out_cols(&spec()));
         let poison = out.bits();
         let (layer, slots) = (&world.random.layer, &[4, -1, 0]);
@@ -75,7 +75,11 @@ fn assert_refused(ops: impl Fn(Op) -> bool, kind: ErrorKind, change: impl Fn(&mu
         let error = args.call(&mut *backend(), op).expect_err(&format!("{op:?}"));
         assert_eq!((op, error.kind()), (op, &kind));
         assert_eq!(out.bits(), poison, "{op:?} wrote output");
-        assert_eq!([bits(pool.buffers().0), bits(pool.buffers().1)], before, "{op:?} wrote state");
+        assert_eq!(
+            [bits(pool.buffers().unwrap().0), bits(pool.buffers().unwrap().1)],
+            before,
+            "{op:?} wrote state"
+        );
         tried += 1;
     }
     assert!(tried > 0);
@@ -212,7 +216,7 @@ fn inputs() {
 
 #[test]
 fn outputs() {
-    for op in Op::ALL {
+    for op in Op::all() {
         let cols = op.out_cols(&spec());
         let this = |other| other == op;
         assert_refused(this, dim("out", "rows", 3, 4), |args| args.out = out(DType::BF16, 4, cols));
@@ -274,15 +278,19 @@ fn no_rows_are_no_work() {
     let dtypes = DTypes { activations: DType::F16, recurrent: DType::F32 };
     let world = World::new(&spec(), dtypes, &[1, 1], 47);
     let inputs = world.inputs(&[], 3);
-    for op in Op::ALL {
+    for op in Op::all() {
         let mut pool = StatePool::new(&spec(), &options).unwrap();
         (0..2).for_each(|slot| world.set(&mut pool, slot, slot as usize));
-        let before = [bits(pool.buffers().0), bits(pool.buffers().1)];
+        let before = [bits(pool.buffers().unwrap().0), bits(pool.buffers().unwrap().1)];
         let (state, slots) = (pool.state_mut(), &[0i32; 0]);
         let out = out(DType::F16, 0, op.out_cols(&spec()));
         let args = Args::new(&world.random.layer, &inputs, &[], slots.into(), state, out);
         args.call(&mut *backend(), op).unwrap();
-        assert_eq!([bits(pool.buffers().0), bits(pool.buffers().1)], before, "{op:?}");
+        assert_eq!(
+            [bits(pool.buffers().unwrap().0), bits(pool.buffers().unwrap().1)],
+            before,
+            "{op:?}"
+        );
     }
 }
 
@@ -458,7 +466,7 @@ fn slots_of_a_pool() {
     pool.set(taken, &state, &taps).unwrap();
     let snapshot = pool.snapshot(taken).unwrap();
     pool.free(freed).unwrap();
-    let before = [bits(pool.buffers().0), bits(pool.buffers().1)];
+    let before = [bits(pool.buffers().unwrap().0), bits(pool.buffers().unwrap().1)];
 
     for bad in [freed, -1, 2, i32::MIN, i32::MAX] {
         let got = bad.into();
@@ -477,7 +485,7 @@ fn slots_of_a_pool() {
     let short = dim("recurrent", "elements", 60, 59);
     assert_error(pool.set(taken, &state[1..], &taps), &short);
     assert_error(pool.set(taken, &state, &taps[1..]), &dim("conv", "elements", 96, 95));
-    assert_eq!([bits(pool.buffers().0), bits(pool.buffers().1)], before);
+    assert_eq!([bits(pool.buffers().unwrap().0), bits(pool.buffers().unwrap().1)], before);
     assert_eq!((pool.free_slots(), pool.allocate()), (1, Ok(freed)));
 }
 
@@ -491,7 +499,7 @@ fn snapshots_of_other_pools() {
     let mut pool = StatePool::new(&spec(), &PoolOptions::new(1)).unwrap();
     let slot = pool.allocate().unwrap();
     pool.set(slot, &[0.5; 60], &[0.25; 96]).unwrap();
-    let before = [bits(pool.buffers().0), bits(pool.buffers().1)];
+    let before = [bits(pool.buffers().unwrap().0), bits(pool.buffers().unwrap().1)];
 
     for other in [
         LayerSpec::new(2, 4, 3, 5).unwrap(),
@@ -512,7 +520,7 @@ fn snapshots_of_other_pools() {
     let narrow = PoolOptions { conv: DType::F16, ..PoolOptions::new(1) };
     let kind = dtype("snapshot.conv", DType::F32, DType::F16);
     assert_error(pool.restore(slot, &snapshot(&spec(), narrow)), &kind);
-    assert_eq!([bits(pool.buffers().0), bits(pool.buffers().1)], before);
+    assert_eq!([bits(pool.buffers().unwrap().0), bits(pool.buffers().unwrap().1)], before);
 }
 
 #[test]
@@ -530,7 +538,7 @@ fn dispatchers() {
         let dispatcher = Dispatcher::new(&*backend, layer, activations, recurrent, None).unwrap();
         let mut pool = StatePool::new(&spec(), &options).unwrap();
         world.set(&mut pool, 0, 0);
-        let before = [bits(pool.buffers().0), bits(pool.buffers().1)];
+        let before = [bits(pool.buffers().unwrap().0), bits(pool.buffers().unwrap().1)];
         let mut out = Tensor::poisoned(DType::BF16, 1, 12);
         let poison = out.bits();
         let args = LayerStep {
@@ -545,7 +553,7 @@ fn dispatchers() {
         };
         assert_error(dispatcher.step(&mut *backend, args), &kind);
         assert_eq!(out.bits(), poison);
-        assert_eq!([bits(pool.buffers().0), bits(pool.buffers().1)], before);
+        assert_eq!([bits(pool.buffers().unwrap().0), bits(pool.buffers().unwrap().1)], before);
     }
 }
 

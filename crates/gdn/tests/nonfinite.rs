@@ -34,7 +34,7 @@ fn they_stay_in_their_row() {
     let world = |dtypes| World::new(&spec, dtypes, &[3, 2, 3, 1], 17);
     for dtypes in DTypes::all() {
         for mut backend in backends() {
-            for op in Op::ALL {
+            for op in Op::all() {
                 let clean = world(dtypes).run(&mut *backend, op, &layout);
                 for (what, number) in NUMBERS {
                     for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -56,7 +56,7 @@ fn they_stay_in_their_row() {
 fn nan_shows_in_its_own_row() {
     let spec = LayerSpec::new(2, 4, 17, 9).unwrap();
     for dtypes in DTypes::all() {
-        for op in Op::ALL {
+        for op in Op::all() {
             for (what, number) in NUMBERS {
                 let mut world = World::new(&spec, dtypes, &[2], 19);
                 *number(&mut world.sequences[0]) = f32::NAN;
@@ -94,7 +94,7 @@ fn every_nan_payload_stays_nan_in_pools() {
     let spec = LayerSpec::new(1, 1, 8, 8).unwrap();
     for dtypes in DTypes::all() {
         let world = World::new(&spec, dtypes, &[1], 23);
-        for op in Op::ALL.into_iter().filter(|op| op.has_recurrent()) {
+        for op in Op::all().filter(|op| op.has_recurrent()) {
             for bits in NANS {
                 let options = PoolOptions {
                     recurrent: dtypes.recurrent,

@@ -35,7 +35,7 @@ fn check(pitch: usize) {
     for recurrent in [DType::F32, DType::BF16] {
         let dtypes = DTypes { activations: DType::BF16, recurrent };
         let world = World::new(&spec, dtypes, &[1, 1], 11);
-        for op in Op::ALL {
+        for op in Op::all() {
             let expected = on_first_and_last_slot(&world, op, None);
             assert_eq!(on_first_and_last_slot(&world, op, Some(pitch)), expected, "{op:?}");
         }
@@ -57,7 +57,7 @@ fn more_row_heads_than_65_535() {
     let spec = LayerSpec::new(4, 16, 3, 2).unwrap();
     let rows = 4100;
     let world = World::new(&spec, DTypes::F32, &vec![1; rows], 13);
-    for op in Op::ALL {
+    for op in Op::all() {
         let all = world.run(&mut *backend(), op, &Layout::dense(0..rows));
         for first in (0..rows).step_by(410) {
             let some = world.run(&mut *backend(), op, &Layout::dense(first..first + 410));

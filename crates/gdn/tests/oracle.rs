@@ -3,8 +3,8 @@
 
 mod common;
 
-use common::{DTypes, Layout, Op, World, backend};
-use gdn::{DType, DecodePath::*, LayerSpec, PrefillForm};
+use common::{DTypes, Layout, Op, World, backend, prefill_forms};
+use gdn::{DType, DecodePath::*, LayerSpec};
 use gdn_check::{Case, Operator, Outcome, Problem};
 
 fn check(case: Case) {
@@ -12,13 +12,8 @@ fn check(case: Case) {
     let problem = Problem::new(case);
     let limit = problem.case.tolerance();
     let decodes = vec![Operator::Decode(Split), Operator::Decode(Packed)];
-    let layers = vec![
-        Operator::Layer(Split),
-        Operator::Layer(Packed),
-        Operator::Layer(Fused),
-        Operator::Prefill(PrefillForm::Recurrent),
-        Operator::Prefill(PrefillForm::Chunked),
-    ];
+    let mut layers = vec![Operator::Layer(Split), Operator::Layer(Packed), Operator::Layer(Fused)];
+    layers.extend(prefill_forms().into_iter().map(Operator::Prefill));
     for operators in [decodes, layers] {
         let split = problem.run(&mut *backend, operators[0]).unwrap();
         let compare = |operator: Operator, outcome: &Outcome| {
@@ -83,7 +78,7 @@ fn prefills_of_many_tokens() {
         for activations in DType::ALL {
             let dtypes = DTypes { activations, recurrent: DType::F32 };
             let world = World::new(&spec, dtypes, &[63, 64, 65, 1, 200], 3);
-            for form in [PrefillForm::Recurrent, PrefillForm::Chunked] {
+            for form in prefill_forms() {
                 let op = Op::Prefill(form);
                 let traces = world.run(&mut *backend(), op, &Layout::dense(0..5));
                 for (trace, sequence) in traces.iter().zip(&world.sequences) {
@@ -104,7 +99,7 @@ fn one_token_may_forget_everything() {
     for a in [1e2, 1e4, 1e30, f32::INFINITY] {
         let mut world = World::new(&spec, DTypes::F32, &[6], 3);
         world.sequences[0].tokens[2].a.fill(a);
-        for op in Op::ALL.into_iter().filter(|op| op.has_recurrent()) {
+        for op in Op::all().filter(|op| op.has_recurrent()) {
             let [trace] = &world.run(&mut *backend(), op, &Layout::dense([0]))[..] else {
                 panic!("one sequence")
             };

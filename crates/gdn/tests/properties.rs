@@ -81,7 +81,7 @@ proptest! {
         let mut backend = backend();
         let tolerance = dtypes.tolerance(&spec);
         let mut splits = Vec::new();
-        for op in Op::ALL {
+        for op in Op::all() {
             // `run` itself looks at padding rows and at the rest of the pools.
             let traces = world.run(&mut *backend, op, &layout);
             if matches!(op, Op::Decode(Split) | Op::Layer(Split)) {
@@ -112,7 +112,7 @@ proptest! {
 fn beta_is_rounded_to_the_activations_if_asked() {
     for activations in DType::ALL {
         let dtypes = DTypes { activations, recurrent: DType::F32 };
-        for op in Op::ALL.into_iter().filter(|op| op.has_recurrent()) {
+        for op in Op::all().filter(|op| op.has_recurrent()) {
             let [plain, rounded] = [BetaRounding::F32, BetaRounding::Activation].map(|rounding| {
                 let spec = LayerSpec::new(2, 4, 32, 32).unwrap().with_beta_rounding(rounding);
                 let world = World::new(&spec, dtypes, &[2], 59);

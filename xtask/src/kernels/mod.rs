@@ -36,7 +36,8 @@ pub(crate) enum Action {
 /// Compiles, then compares or writes.
 pub(crate) fn run(root: &Path, action: &Action) -> anyhow::Result<()> {
     let nvcc = Nvcc::find(root)?;
-    let taken = measure(root, &nvcc, &tiles::jobs())?;
+    let families = tiles::families();
+    let taken = measure(root, &nvcc, &tiles::jobs(&families))?;
     let path = root.join(BUDGET);
     match action {
         Action::Budget => {
@@ -68,7 +69,7 @@ fn changes(budget: &str, taken: &str) -> Vec<String> {
 }
 
 /// The table of all entry points, in a fixed order.
-fn measure(root: &Path, nvcc: &Nvcc, jobs: &[Job]) -> anyhow::Result<String> {
+fn measure(root: &Path, nvcc: &Nvcc, jobs: &[Job<'_>]) -> anyhow::Result<String> {
     let next = AtomicUsize::new(0);
     let rows = Mutex::new(BTreeMap::new());
     let failures = Mutex::new(Vec::new());
@@ -80,16 +81,16 @@ fn measure(root: &Path, nvcc: &Nvcc, jobs: &[Job]) -> anyhow::Result<String> {
                     .map(|usage| {
                         let shared = usage.shared + job.dynamic_shared(&usage.entry);
                         ensure!(
-                            shared <= job.gpu.shared_limit,
+                            shared <= job.family.gpu.shared_bytes,
                             "{} on {}: {shared} bytes of shared memory, the GPU has {}",
                             usage.entry,
-                            job.gpu.arch,
-                            job.gpu.shared_limit,
+                            job.family.arch,
+                            job.family.gpu.shared_bytes,
                         );
                         let Usage { entry, registers, spilled, .. } = usage;
                         let (types, tile) = job.labels(&entry);
-                        let key = (job.gpu.order, entry.clone(), types.clone(), tile.clone());
-                        let arch = job.gpu.arch;
+                        let key = (job.family.order, entry.clone(), types.clone(), tile.clone());
+                        let arch = job.family.arch;
                         let line = format!(
                             "{arch}\t{entry}\t{types}\t{tile}\t{registers}\t{spilled}\t{shared}"
                         );

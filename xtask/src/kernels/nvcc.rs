@@ -49,13 +49,13 @@ impl Nvcc {
     }
 
     /// Compiles, and returns what `ptxas -v` says.
-    pub(crate) fn compile(&self, root: &Path, job: &Job) -> anyhow::Result<String> {
-        let operator = job.operator;
+    pub(crate) fn compile(&self, root: &Path, job: &Job<'_>) -> anyhow::Result<String> {
+        let operator = job.kernel.source.name();
         let source = root.join(format!("crates/gdn/src/ops/{operator}/{operator}.cu"));
         let output = Command::new(&self.program)
             .args(["-std=c++17", "-fmad=false", "-cubin", "-Xptxas", "-v"])
-            .arg(format!("-arch={}", job.gpu.arch))
-            .args(job.defines().map(|(name, value)| format!("-D{name}={value}")))
+            .arg(format!("-arch={}", job.family.arch))
+            .args(job.defines().into_iter().map(|(name, value)| format!("-D{name}={value}")))
             .arg("-I")
             .arg(root.join("crates/gdn/src/cuda"))
             .arg(source)

@@ -1,77 +1,92 @@
-//! What is compiled: the tiles of `crates/gdn/src/cuda/tiles.md`, at K = V = 128.
+//! What is compiled: every tile that the backend's table can return, for every
+//! GPU family.
+
+use gdn::{
+    DType::{self, BF16, F16, F32},
+    cuda::{
+        kernel::{Kernel, Source},
+        tiles::{ANY, Gpu, Tile, Tiled, Want, direct},
+    },
+};
 
 /// A GPU family.
-#[derive(Clone, Copy)]
-pub(crate) struct Gpu {
+pub(crate) struct Family {
+    /// The compiler's name for it.
     pub(crate) arch: &'static str,
-    /// The shared memory that a CTA may have, in bytes.
-    pub(crate) shared_limit: u32,
+    pub(crate) gpu: Gpu,
     /// Its place in the budget.
     pub(crate) order: usize,
 }
 
-const GPUS: [(&str, u32); 6] = [
-    ("sm_80", 163 << 10),
-    ("sm_86", 99 << 10),
-    ("sm_89", 99 << 10),
-    ("sm_90a", 227 << 10),
-    ("sm_100a", 227 << 10),
-    ("sm_120", 99 << 10),
+/// With the fastest memory, for which the table has all of its tiles: the
+/// compiler's name, compute capability, multiprocessors of the largest
+/// member, and the shared memory that a CTA may have.
+const FAMILIES: [(&str, u32, u32, u32); 6] = [
+    ("sm_80", 80, 108, 163 << 10),
+    ("sm_86", 86, 84, 99 << 10),
+    ("sm_89", 89, 142, 99 << 10),
+    ("sm_90a", 90, 132, 227 << 10),
+    ("sm_100a", 100, 148, 227 << 10),
+    ("sm_120", 120, 188, 99 << 10),
 ];
 
-/// The head dims, K and V.
-const DIM: u32 = 128;
-
-#[derive(Clone, Copy, PartialEq)]
-enum Form {
-    Direct,
-    Stream,
-}
-
-/// How a kernel lies on the GPU; see the macros in `cuda/README.md`.
-#[derive(Clone, Copy, PartialEq)]
-struct Tile {
-    form: Form,
-    warps: u32,
-    rows: u32,
-    stages: u32,
-    split: u32,
-    cluster: u32,
-    hint: u32,
-}
-
-const fn direct(warps: u32, rows: u32, cluster: u32, hint: u32) -> Tile {
-    Tile { form: Form::Direct, warps, rows, stages: 4, split: 1, cluster, hint }
-}
-
-const fn stream(warps: u32, rows: u32, stages: u32, split: u32, hint: u32) -> Tile {
-    Tile { form: Form::Stream, warps, rows, stages, split, cluster: 1, hint }
+/// Every GPU family.
+pub(crate) fn families() -> Vec<Family> {
+    let family = |(order, (arch, capability, multiprocessors, shared_bytes))| {
+        let name = String::from(arch);
+        let gpu = Gpu { name, capability, multiprocessors, shared_bytes, memory_gb_s: u32::MAX };
+        Family { arch, gpu, order }
+    };
+    FAMILIES.into_iter().enumerate().map(family).collect()
 }
 
 /// One run of the compiler.
-pub(crate) struct Job {
-    pub(crate) operator: &'static str,
-    pub(crate) gpu: Gpu,
-    act: &'static str,
-    state: &'static str,
-    tile: Tile,
+pub(crate) struct Job<'f> {
+    pub(crate) family: &'f Family,
+    pub(crate) kernel: Kernel,
     /// Whether the kernels for any dims are compiled along.
     any: bool,
 }
 
-/// Every GPU with bf16 activations, and the one that was tuned for with f32 and f16 too.
-pub(crate) fn jobs() -> Vec<Job> {
+/// Every family with bf16 activations, and the one that was tuned for with f32
+/// and f16 too.
+pub(crate) fn jobs(families: &[Family]) -> Vec<Job<'_>> {
     let mut jobs = Vec::new();
-    for (order, (arch, shared_limit)) in GPUS.into_iter().enumerate() {
-        let gpu = Gpu { arch, shared_limit, order };
-        let mut types = vec![("bf16", "f32"), ("bf16", "bf16"), ("bf16", "f16")];
-        if arch == "sm_90a" {
-            types.extend([("f32", "f32"), ("f32", "bf16"), ("f16", "f16")]);
+    for family in families {
+        let mut shapes = vec![(BF16, F32, 128), (BF16, BF16, 128), (BF16, F16, 128)];
+        shapes.extend([(BF16, F32, 64), (BF16, F32, 256)]);
+        if family.arch == "sm_90a" {
+            shapes.extend([(F32, F32, 128), (F32, BF16, 128), (F16, F16, 128)]);
         }
-        for (act, state) in types {
-            for operator in ["conv", "norm", "split", "packed", "fused", "prefill"] {
-                for (i, tile) in tiles(operator, gpu, act, state).into_iter().enumerate() {
-                    jobs.push(Job { operator, gpu, act, state, tile, any: i == 0 });
+        for (activations, recurrent, dim) in shapes {
+            let first = dim == 128;
+            for (source, operator) in [
+                (Source::Split, Tiled::Split),
+                (Source::Packed, Tiled::Packed),
+                (Source::Fused, Tiled::Fused),
+                (Source::Prefill, Tiled::Prefill),
+            ] {
+                let want = Want { operator, head_k: dim, head_v: dim, activations, recurrent };
+                let mut tiles: Vec<_> =
+                    want.tiles(&family.gpu).into_iter().map(|tile| (tile, true)).collect();
+                // What unaligned memory takes, in the models' own dtypes.
+                if first && recurrent == F32 && operator != Tiled::Prefill {
+                    tiles.push((want.tile(&family.gpu, usize::MAX >> 8, false), false));
+                }
+                if tiles.is_empty() && first {
+                    tiles.push((ANY, true));
+                }
+                for (i, (tile, aligned)) in tiles.into_iter().enumerate() {
+                    let kernel = kernel(source, activations, recurrent, dim, tile, aligned);
+                    jobs.push(Job { family, kernel, any: first && i == 0 });
+                }
+            }
+            // One kernel whatever the state, so compiled with one.
+            if first && (recurrent == F32 || activations == F16) {
+                for source in [Source::Conv, Source::Norm] {
+                    let tile = direct(4, 8, 1, 1);
+                    let kernel = kernel(source, activations, recurrent, dim, tile, true);
+                    jobs.push(Job { family, kernel, any: true });
                 }
             }
         }
@@ -79,63 +94,40 @@ pub(crate) fn jobs() -> Vec<Job> {
     jobs
 }
 
-fn tiles(operator: &str, gpu: Gpu, act: &str, state: &str) -> Vec<Tile> {
-    // Bulk copies, mbarriers and clusters came with sm_90.
-    let before_sm90 = gpu.order < 3;
-    let f32_state = state == "f32";
-    match operator {
-        "packed" | "split" if before_sm90 => vec![direct(4, 8, 1, 1)],
-        "fused" if before_sm90 => vec![direct(8, 16, 1, 1)],
-        "packed" if f32_state => {
-            vec![direct(1, 8, 1, 2), direct(1, 8, 1, 1), stream(2, 8, 8, 8, 2)]
-        }
-        "split" if f32_state => vec![direct(1, 8, 1, 2), direct(1, 8, 1, 1)],
-        "packed" | "split" => {
-            vec![direct(1, 4, 1, 2), direct(1, 8, 1, 1), direct(4, 8, 1, 1), direct(4, 8, 1, 2)]
-        }
-        "fused" => {
-            let mut tiles = match f32_state {
-                true => vec![direct(4, 8, 4, 2), direct(4, 16, 2, 1), direct(4, 16, 2, 2)],
-                false => vec![direct(4, 32, 1, 2), direct(4, 32, 1, 1)],
-            };
-            if !f32_state && act == "f32" {
-                tiles.push(direct(4, 16, 2, 2));
-            }
-            // No stream of the fused step fits the shared memory of sm_120.
-            if gpu.arch != "sm_120" {
-                tiles.push(if f32_state { stream(8, 4, 12, 1, 1) } else { stream(8, 8, 6, 1, 1) });
-            }
-            tiles
-        }
-        // One kernel whatever the state, so compiled with one.
-        "conv" | "norm" if !(f32_state || act == "f16") => vec![],
-        _ => vec![direct(4, 8, 1, 1)],
-    }
+fn kernel(
+    source: Source,
+    activations: DType,
+    recurrent: DType,
+    dim: usize,
+    tile: Tile,
+    aligned: bool,
+) -> Kernel {
+    let (head_k, head_v) = (dim as u32, dim as u32);
+    // The compiler makes every entry point of the source.
+    let (entry, conv_width) = ("", 4);
+    Kernel { source, entry, activations, recurrent, head_k, head_v, conv_width, tile, aligned }
 }
 
-impl Job {
-    pub(crate) fn defines(&self) -> impl Iterator<Item = (&'static str, String)> {
-        let Tile { form, warps, rows, stages, split, cluster, hint } = self.tile;
-        let want = if form == Form::Stream { 2 } else { 1 } + if self.any { 4 } else { 0 };
-        let types = [("ACT", self.act.to_owned()), ("STATE", self.state.to_owned())];
-        let numbers = [
-            ("K_DIM", DIM),
-            ("V_DIM", DIM),
-            ("WARPS", warps),
-            ("ROWS", rows),
-            ("STAGES", stages),
-            ("SPLIT", split),
-            ("CLUSTER", cluster),
-            ("HINT", hint),
-            ("WANT", want),
-        ];
-        types.into_iter().chain(numbers.map(|(name, value)| (name, value.to_string())))
+impl Job<'_> {
+    pub(crate) fn defines(&self) -> Vec<(&'static str, String)> {
+        let mut defines = self.kernel.defines();
+        if self.any {
+            let both = |(name, value): &mut (&str, String)| {
+                if *name == "WANT" {
+                    *value = (value.parse::<u32>().expect("a number") | 4).to_string();
+                }
+            };
+            defines.iter_mut().for_each(both);
+        }
+        defines
     }
 
     /// A name for messages and files.
     pub(crate) fn name(&self) -> String {
-        let Self { operator, gpu, act, state, .. } = self;
-        format!("{operator}-{}-{act}-{state}-{}", gpu.arch, self.tile_label().replace(' ', "-"))
+        let Kernel { source, activations, recurrent, head_k, .. } = self.kernel;
+        let (arch, tile) = (self.family.arch, self.tile_label());
+        let name = format!("{}-{arch}-{activations}-{recurrent}-{head_k}-{tile}", source.name());
+        name.replace([' ', '/'], "-")
     }
 
     /// The types that an entry point depends on, and its tile if it has one.
@@ -148,9 +140,10 @@ impl Job {
             "gdn_prefill_conv",
             "gdn_prefill_ring",
         ];
+        let Kernel { activations, recurrent, .. } = self.kernel;
         let types = match stateless.iter().any(|name| entry.starts_with(name)) {
-            true => self.act.to_owned(),
-            false => format!("{}/{}", self.act, self.state),
+            true => activations.to_string(),
+            false => format!("{activations}/{recurrent}"),
         };
         let tiled = ["gdn_packed", "gdn_split", "gdn_fused", "gdn_prefill"];
         let tiled = tiled.contains(&entry) || entry.ends_with("_stream");
@@ -158,30 +151,31 @@ impl Job {
     }
 
     fn tile_label(&self) -> String {
-        let Tile { form, warps, rows, stages, split, cluster, hint } = self.tile;
-        match form {
-            Form::Direct => format!("w{warps} r{rows} c{cluster} h{hint}"),
-            Form::Stream => format!("w{warps} r{rows} s{stages} p{split} h{hint}"),
-        }
+        let Kernel { tile, head_k, aligned, .. } = self.kernel;
+        let dims = if head_k == 128 { String::new() } else { format!(" K=V={head_k}") };
+        let aligned = if aligned { "" } else { " unaligned" };
+        // How many CTAs there are does not change the kernel.
+        let tile = tile.to_string();
+        let words = tile.split(' ').filter(|word| !word.starts_with('/'));
+        format!("{}{dims}{aligned}", words.collect::<Vec<_>>().join(" "))
     }
 
-    /// The dynamic shared memory that an entry point is launched with, in bytes,
-    /// as in the table of `cuda/README.md`.
+    /// The dynamic shared memory that an entry point is launched with, in bytes.
     pub(crate) fn dynamic_shared(&self, entry: &str) -> u32 {
-        let Tile { warps, rows, stages, cluster, .. } = self.tile;
-        let piece = warps * rows * DIM * if self.state == "f32" { 4 } else { 2 };
-        match entry {
-            "gdn_packed_stream" => (stages * piece + 2 * (3 * DIM * 4 + 16) + 8 * (2 * stages + 4))
-                .next_multiple_of(128),
-            "gdn_fused_stream" => {
-                let prepared = 2 * (4 * DIM * 4 + 32) + 8 * DIM;
-                (stages * piece + prepared + 8 * (2 * stages + 5)).next_multiple_of(128)
-            }
-            "gdn_fused" => (2 * DIM + 2 * DIM / cluster + DIM) * 4 + 16,
-            "gdn_packed_any" | "gdn_split_any" => 8 * DIM,
-            "gdn_fused_any" => 3 * DIM * 4,
-            "gdn_prefill_any" => 4 * DIM,
-            _ => 0,
-        }
+        let operator = match self.kernel.source {
+            Source::Split => Tiled::Split,
+            Source::Packed => Tiled::Packed,
+            Source::Fused => Tiled::Fused,
+            Source::Prefill => Tiled::Prefill,
+            Source::Conv | Source::Norm => return 0,
+        };
+        let tile = match entry {
+            _ if entry.ends_with("_any") => ANY,
+            "gdn_packed" | "gdn_split" | "gdn_fused" | "gdn_prefill" => self.kernel.tile,
+            _ if entry.ends_with("_stream") => self.kernel.tile,
+            _ => return 0,
+        };
+        let Kernel { head_k, head_v, recurrent, .. } = self.kernel;
+        tile.shared(operator, head_k as usize, head_v as usize, recurrent) as u32
     }
 }

@@ -6,53 +6,14 @@ use anyhow::Context;
 use gdn::{Backend, Cpu, Decode, DecodePath, LayerStep, PoolOptions, StatePool};
 use gdn_check::{Inputs, RandomLayer, Tensor};
 use rand::{Rng, SeedableRng, rngs::SmallRng, seq::SliceRandom};
-use serde::Serialize;
 
-use super::{copy::Blocks, plan::Plan, stats::Summary};
+use super::{
+    copy::Blocks,
+    plan::Plan,
+    rotation::Rotation,
+    row::{Row, Timed},
+};
 use crate::cli::BenchArgs;
-
-/// What is timed.
-#[derive(Clone, Copy, Debug)]
-enum Timed {
-    /// The recurrence step by step.
-    Split,
-    /// The recurrence in one kernel.
-    Packed,
-    /// Convolution, packed recurrence and norm, one by one.
-    Chain,
-    /// The same three at once.
-    Fused,
-    /// A copy of as many bytes.
-    Copy,
-}
-
-impl Timed {
-    /// In the order of their discriminants.
-    const ALL: [Self; 5] = [Self::Split, Self::Packed, Self::Chain, Self::Fused, Self::Copy];
-}
-
-/// A row of the table.
-#[derive(Debug, Serialize)]
-pub(super) struct Row {
-    pub(super) batch: usize,
-    pub(super) q_heads: usize,
-    pub(super) v_heads: usize,
-    pub(super) head_k: usize,
-    pub(super) head_v: usize,
-    /// The state of the batch; decode reads and writes each byte once.
-    pub(super) state_bytes: u64,
-    /// How often each operator ran.
-    pub(super) repeats: usize,
-    pub(super) split_us: Summary,
-    pub(super) packed_us: Summary,
-    pub(super) speedup: Summary,
-    pub(super) saved_us: Summary,
-    pub(super) chain_us: Summary,
-    pub(super) fused_us: Summary,
-    pub(super) copy_us: Summary,
-    pub(super) state_gb_per_s: Summary,
-    pub(super) share_of_copy: Summary,
-}
 
 /// The memory that every row of the table shares.
 #[derive(Debug)]
@@ -145,7 +106,7 @@ impl<'a> Bench<'a> {
             }
             Ok::<_, gdn::Error>(())
         })?;
-        Ok(self.summarise(rows, &samples))
+        Ok(Row::new(self.layer.layer.spec(), rows, self.slot_bytes, &samples, None))
     }
 
     /// The time of one call on the next slots.
@@ -183,86 +144,5 @@ impl<'a> Bench<'a> {
                 Ok(start.elapsed())
             }
         }
-    }
-
-    fn summarise(&self, rows: usize, samples: &[Vec<f64>; Timed::ALL.len()]) -> Row {
-        let [split, packed, chain, fused, copy] = samples;
-        let of = |values: &[f64]| Summary::of(values.iter().copied());
-        let with_packed = |values: &[f64], f: fn(f64, f64) -> f64| {
-            Summary::of(values.iter().zip(packed).map(|(&value, &packed)| f(value, packed)))
-        };
-        let spec = self.layer.layer.spec();
-        let state_bytes = rows as u64 * self.slot_bytes;
-        Row {
-            batch: rows,
-            q_heads: spec.q_heads(),
-            v_heads: spec.v_heads(),
-            head_k: spec.head_k(),
-            head_v: spec.head_v(),
-            state_bytes,
-            repeats: packed.len(),
-            split_us: of(split),
-            packed_us: of(packed),
-            speedup: with_packed(split, |split, packed| split / packed),
-            saved_us: with_packed(split, |split, packed| split - packed),
-            chain_us: of(chain),
-            fused_us: of(fused),
-            copy_us: of(copy),
-            state_gb_per_s: Summary::of(packed.iter().map(|us| 2e-3 * state_bytes as f64 / us)),
-            share_of_copy: with_packed(copy, |copy, packed| copy / packed),
-        }
-    }
-}
-
-/// Slots in shuffled order, handed out in turn; or the same ones every time.
-#[derive(Debug)]
-struct Rotation {
-    /// All slots twice: any number of them lies in one piece from any start.
-    slots: Vec<i32>,
-    next: usize,
-    fixed: bool,
-}
-
-impl Rotation {
-    fn new(slots: usize, fixed: bool, rng: &mut impl Rng) -> Self {
-        let mut slots: Vec<i32> = (0..slots as i32).collect();
-        slots.shuffle(rng);
-        slots.extend_from_within(..);
-        Self { slots, next: 0, fixed }
-    }
-
-    /// The next `rows` slots, no two alike.
-    fn next(&mut self, rows: usize) -> &[i32] {
-        let start = self.next;
-        if !self.fixed {
-            self.next = (start + rows) % (self.slots.len() / 2);
-        }
-        &self.slots[start..start + rows]
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-
-    use super::*;
-
-    #[test]
-    fn slots_rotate_through_the_whole_pool() {
-        let mut rotation = Rotation::new(7, false, &mut SmallRng::seed_from_u64(1));
-        let first = rotation.next(3).to_vec();
-        let second = rotation.next(3).to_vec();
-        let third = rotation.next(3).to_vec();
-        let all: HashSet<_> = first.iter().chain(&second).chain(&third[..1]).collect();
-        assert_eq!(all.len(), 7, "no slot comes twice before all have come");
-        assert_eq!(third[1..], first[..2], "then they come in the same order");
-        assert_eq!(rotation.next(7).iter().collect::<HashSet<_>>().len(), 7);
-    }
-
-    #[test]
-    fn warm_slots_stay() {
-        let mut rotation = Rotation::new(7, true, &mut SmallRng::seed_from_u64(1));
-        let first = rotation.next(3).to_vec();
-        assert_eq!(rotation.next(3), first);
     }
 }

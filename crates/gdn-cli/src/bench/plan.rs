@@ -16,8 +16,29 @@ const DEFAULT_CACHE: u64 = 64 << 20;
 /// Where it does not say how much memory it has.
 const DEFAULT_MEMORY: u64 = 4 << 30;
 
-/// Pool over last-level cache: caches don't evict strictly the oldest.
-const COLD_FACTOR: u64 = 2;
+/// The memory that state lies in, and the cache before it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Memory {
+    pub(super) cache_bytes: u64,
+    pub(super) available_bytes: u64,
+    /// Pool over cache: caches don't evict strictly the oldest.
+    pub(super) cold_factor: u64,
+    /// Batches that the pool holds at least: launches of a GPU that may overlap
+    /// must not meet on a slot.
+    pub(super) batches: usize,
+}
+
+impl Memory {
+    /// The host's.
+    pub(super) fn host(machine: &Machine) -> Self {
+        Self {
+            cache_bytes: machine.last_level_cache_bytes.unwrap_or(DEFAULT_CACHE),
+            available_bytes: machine.available_memory_bytes.unwrap_or(DEFAULT_MEMORY),
+            cold_factor: 2,
+            batches: 1,
+        }
+    }
+}
 
 impl Preset {
     pub(crate) fn name(self) -> String {
@@ -49,27 +70,27 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub(super) fn new(args: &BenchArgs, machine: &Machine) -> Result<Self, Usage> {
+    pub(super) fn new(args: &BenchArgs, memory: Memory) -> Result<Self, Usage> {
         let spec = spec(&args.shape)?;
         let largest = *args.batch_sizes.iter().max().expect("clap asks for one");
-        let cache_bytes = machine.last_level_cache_bytes.unwrap_or(DEFAULT_CACHE);
-        let memory = machine.available_memory_bytes.unwrap_or(DEFAULT_MEMORY);
+        let Memory { cache_bytes, available_bytes: memory, cold_factor, batches } = memory;
+        let held = largest.saturating_mul(batches);
         let bytes = |len: usize, size: usize| (len as u64).saturating_mul(size as u64);
         let slot_bytes = bytes(spec.state_len(), args.state_dtype.size());
 
         let slots = match args.pool_size {
-            Some(slots) if slots < largest => {
+            Some(slots) if slots < held => {
                 return Err(Usage(format!(
-                    "--pool-size {slots}: a batch of {largest} needs {largest} slots of its own; \
+                    "--pool-size {slots}: batches of {largest} need {held} slots; \
                      raise --pool-size or lower --batch-sizes"
                 )));
             }
             Some(slots) => slots,
-            None if args.warm => largest,
+            None if args.warm => held,
             None => {
-                let cold = cache_bytes.saturating_mul(COLD_FACTOR).div_ceil(slot_bytes);
+                let cold = cache_bytes.saturating_mul(cold_factor).div_ceil(slot_bytes);
                 let affordable = (memory / 4 / slot_bytes).max(1);
-                largest.max(cold.min(affordable) as usize)
+                held.max(cold.min(affordable) as usize)
             }
         };
         let copy_blocks = largest.max(slots / 2);
@@ -147,7 +168,7 @@ mod tests {
             available_memory_bytes: Some(memory),
             ..Machine::probe()
         };
-        Plan::new(&args, &machine)
+        Plan::new(&args, Memory::host(&machine))
     }
 
     const MIB: u64 = 1 << 20;

@@ -4,7 +4,7 @@ use anyhow::anyhow;
 use gdn::LayerSpec;
 use plotters::prelude::*;
 
-use super::{measure::Row, stats::Summary};
+use super::{row::Row, stats::Summary};
 
 const SIZE: (u32, u32) = (960, 960);
 

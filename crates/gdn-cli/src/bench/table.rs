@@ -2,7 +2,10 @@
 
 use gdn::LayerSpec;
 
-use super::{measure::Row, stats::Summary};
+use super::{
+    row::{Launches, Row},
+    stats::Summary,
+};
 
 /// Lines of aligned columns, two spaces apart.
 #[derive(Debug)]
@@ -19,7 +22,7 @@ struct Column {
 
 impl Table {
     /// A table for rows of such a layer.
-    pub(super) fn new(spec: &LayerSpec) -> Self {
+    pub(super) fn new(spec: &LayerSpec, gpu: bool) -> Self {
         let int = |title, cell, widest: usize| Column {
             title,
             width: widest.to_string().len().max(3),
@@ -27,7 +30,7 @@ impl Table {
         };
         let wide = |title, cell| Column { title, width: 13, cell };
         let narrow = |title, cell| Column { title, width: 8, cell };
-        Self {
+        let mut table = Self {
             columns: vec![
                 int("B", |row| row.batch.to_string(), 10_000),
                 int("H", |row| row.q_heads.to_string(), spec.q_heads()),
@@ -46,7 +49,15 @@ impl Table {
                     format!("{:.0}% ±{:.0}%", 100.0 * share.median, share.spread())
                 }),
             ],
+        };
+        if gpu {
+            table.columns.extend([
+                narrow("warm µs", |row| of_launches(row, |launches| launches.warm_us)),
+                narrow("eager µs", |row| of_launches(row, |launches| launches.eager_us)),
+                narrow("host µs", |row| of_launches(row, |launches| launches.host_us)),
+            ]);
         }
+        table
     }
 
     /// The first line.
@@ -66,5 +77,11 @@ impl Table {
 }
 
 fn with_spread(summary: &Summary) -> String {
-    format!("{:.1} ±{:.0}%", summary.median, summary.spread())
+    // A GPU's launches take a few microseconds.
+    let digits = if summary.median < 10.0 { 2 } else { 1 };
+    format!("{:.digits$} ±{:.0}%", summary.median, summary.spread())
+}
+
+fn of_launches(row: &Row, value: fn(&Launches) -> Summary) -> String {
+    row.launches.as_ref().map_or(String::new(), |launches| format!("{:.2}", value(launches).median))
 }

@@ -78,25 +78,28 @@ fn blocks<'s, T>(
 ) -> impl Iterator<Item = (&'s mut [T], &'s [f32], &'s mut [f32])> {
     let blocks = state.chunks_mut(ROWS * len_k).zip(v.chunks(ROWS)).zip(o.chunks_mut(ROWS));
     blocks.map(|((rows, v), o)| {
-        prefetch(rows.as_ptr().cast::<i8>().wrapping_add(AHEAD), size_of_val(rows));
+        prefetch(rows.as_ptr().cast::<i8>().wrapping_add(ahead::<T>()), size_of_val(rows));
         (rows, v, o)
     })
 }
 
 /// How far ahead of its use the state is fetched, in bytes: the hardware's own
-/// prefetch stops at every 4 KiB page.
-const AHEAD: usize = 2048;
+/// prefetch stops at every 4 KiB page. A head takes about as long in half the
+/// bytes, and memory as long as ever to answer.
+const fn ahead<T>() -> usize {
+    8192 / size_of::<T>()
+}
 
 /// Asks for the lines of a head's state that [`update_head`] reads first: for
 /// when there is something to do before it.
 #[inline(always)]
 pub(crate) fn prefetch_start<T>(state: &[T]) {
-    prefetch(state.as_ptr().cast(), AHEAD.min(size_of_val(state)));
+    prefetch(state.as_ptr().cast(), ahead::<T>().min(size_of_val(state)));
 }
 
 /// Asks for the cache lines of `len` bytes at `start`.
 #[inline(always)]
-fn prefetch(start: *const i8, len: usize) {
+pub(crate) fn prefetch(start: *const i8, len: usize) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};

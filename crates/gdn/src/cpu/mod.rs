@@ -12,12 +12,12 @@ use rayon::prelude::*;
 
 use self::workspace::Workspace;
 use crate::{
-    ErrorKind, Result,
+    ErrorKind, Place, Result,
     backend::{Backend, DecodePath, DecodeSpec, Unsupported},
     ops::{
         self, ConvUpdate, Decode, GatedNorm, LayerStep, Prefill, PrefillForm, checks::BatchCheck,
     },
-    slots::SlotChecker,
+    slots::{CheckedSlots, SlotChecker},
 };
 
 /// Runs the operators on the CPU.
@@ -103,32 +103,36 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn supports_prefill(&self, _: PrefillForm) -> Result<(), Unsupported> {
+        Ok(())
+    }
+
     fn conv_update(&mut self, args: ConvUpdate<'_>) -> Result<()> {
-        let slots = args.check(&mut self.slots)?;
+        let slots = check(&args, &mut self.slots)?;
         ops::conv::cpu::run(&self.exec, args, slots);
         Ok(())
     }
 
     fn split_decode(&mut self, args: Decode<'_>) -> Result<()> {
-        let slots = args.check(&mut self.slots)?;
+        let slots = check(&args, &mut self.slots)?;
         ops::split::cpu::run(&self.exec, &mut self.workspace.split, args, slots);
         Ok(())
     }
 
     fn packed_decode(&mut self, args: Decode<'_>) -> Result<()> {
-        let slots = args.check(&mut self.slots)?;
+        let slots = check(&args, &mut self.slots)?;
         ops::packed::cpu::run(&self.exec, args, slots);
         Ok(())
     }
 
     fn gated_norm(&mut self, args: GatedNorm<'_>) -> Result<()> {
-        let slots = args.check(&mut self.slots)?;
+        let slots = check(&args, &mut self.slots)?;
         ops::norm::cpu::run(&self.exec, args, slots);
         Ok(())
     }
 
     fn layer_step(&mut self, path: DecodePath, args: LayerStep<'_>) -> Result<()> {
-        let slots = args.check(&mut self.slots)?;
+        let slots = check(&args, &mut self.slots)?;
         if path == DecodePath::Fused {
             ops::fused::cpu::run(&self.exec, args, slots);
         } else {
@@ -138,10 +142,20 @@ impl Backend for Cpu {
     }
 
     fn prefill(&mut self, form: PrefillForm, args: Prefill<'_>) -> Result<()> {
-        let slots = args.check(&mut self.slots)?;
+        let slots = check(&args, &mut self.slots)?;
         self.workspace.offsets.set(args.lengths);
         ops::prefill::cpu::run(&self.exec, &self.workspace.offsets, form, args, slots);
         Ok(())
+    }
+}
+
+/// Places, shapes, dtypes and slots: `Err` before anything is written.
+fn check<'s>(args: &impl BatchCheck, checker: &'s mut SlotChecker) -> Result<CheckedSlots<'s>> {
+    args.places(&mut |argument, place| place.expect(argument, Place::Host))?;
+    args.check()?;
+    match args.slots() {
+        (slots, Some(pool)) => checker.check(slots, pool),
+        (slots, None) => Ok(checker.signs(slots)),
     }
 }
 

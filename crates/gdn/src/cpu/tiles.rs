@@ -10,7 +10,8 @@ use std::{marker::PhantomData, ops::Range};
 
 use crate::{
     ConvMut, Element, LayerSpec, RecurrentMut, RowsMut,
-    cpu::Exec,
+    cpu::{Exec, delta::prefetch},
+    pool::Phase,
     slots::CheckedSlots,
     views::{SliceMut, with_slice},
 };
@@ -75,7 +76,7 @@ impl<'a, S: Element> Launch<'a, S> {
             assert_eq!(slots.len(), rows);
         }
         let (cols, stride) = (out.cols(), out.stride());
-        let out = Out { data: SharedAny::new(out.into_data()), cols, stride, columns };
+        let out = Out { data: SharedAny::new(out.into_data().into_host()), cols, stride, columns };
         Self { spec, partition, rows, slots, offsets: None, recurrent: None, conv: None, out }
     }
 
@@ -89,6 +90,7 @@ impl<'a, S: Element> Launch<'a, S> {
     /// The tiles may update recurrent state, which is of type `S`.
     pub(crate) fn with_recurrent(self, recurrent: RecurrentMut<'a>) -> Self {
         let (data, pitch) = recurrent.into_parts();
+        let data = data.into_host();
         // Slots must not overlap, nor heads run into the next slot.
         assert!(pitch >= self.spec.state_len());
         Self { recurrent: Some((Shared::new(typed(data)), pitch)), ..self }
@@ -98,7 +100,10 @@ impl<'a, S: Element> Launch<'a, S> {
     pub(crate) fn with_conv(self, conv: ConvMut<'a>) -> Self {
         let (data, pitch, phase) = conv.into_parts();
         assert!(pitch >= self.spec.conv_len());
-        Self { conv: Some(Rings { data: SharedAny::new(data), pitch, phase }), ..self }
+        let Phase::Host(phase) = phase else {
+            unreachable!("a backend of the host checks places first")
+        };
+        Self { conv: Some(Rings { data: SharedAny::new(data.into_host()), pitch, phase }), ..self }
     }
 
     /// Runs `f` on every tile; then the rings move on by one entry a token.
@@ -216,6 +221,21 @@ impl<S: Element> Tile<'_, '_, S> {
         unsafe { self.rings().data.read(start, values) }
     }
 
+    /// Asks for the `part`-th of `parts` equal parts of the next row's ring, which
+    /// the same thread likely meets next.
+    #[inline(always)]
+    pub(crate) fn prefetch_next_ring(&self, part: usize, parts: usize) {
+        let slots = self.launch.slots.expect("a launch with slots");
+        let next = self.row + 1;
+        if next < self.launch.rows
+            && let Some(slot) = slots.get(next)
+        {
+            let len = self.launch.spec.conv_len() / parts;
+            let start = slot * self.rings().pitch + part * len;
+            self.rings().data.prefetch(start, len);
+        }
+    }
+
     /// Writes entry `entry` of this row's ring, channels `channel ..`.
     ///
     /// # Panics
@@ -327,6 +347,19 @@ impl<'a> SharedAny<'a> {
             SliceMut::F32(slice) => Self::F32(Shared::new(slice)),
             SliceMut::BF16(slice) => Self::BF16(Shared::new(slice)),
             SliceMut::F16(slice) => Self::F16(Shared::new(slice)),
+        }
+    }
+
+    /// Asks for these elements.
+    #[inline(always)]
+    fn prefetch(&self, start: usize, len: usize) {
+        fn at<T>(ptr: *const T, start: usize, len: usize) {
+            prefetch(ptr.wrapping_add(start).cast(), len * size_of::<T>());
+        }
+        match self {
+            Self::F32(shared) => at(shared.ptr, start, len),
+            Self::BF16(shared) => at(shared.ptr, start, len),
+            Self::F16(shared) => at(shared.ptr, start, len),
         }
     }
 

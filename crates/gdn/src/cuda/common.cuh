@@ -127,11 +127,22 @@ template <> struct Vec<f32> {
 #endif
 };
 
+// Memory that is aligned to its elements alone (GDN_UNALIGNED) is read and written by the element.
+#ifdef GDN_UNALIGNED
+DEV u32 ld_pair(const u16* p) { return p[0] | (u32)p[1] << 16; }
+DEV void st_pair(u16* p, u32 v) { p[0] = (u16)v; p[1] = (u16)(v >> 16); }
+#endif
+
 // Four neighbouring activations, kept raw until they are needed: 8 bytes, or 16 for f32.
 template <class T> struct Quad {
   uint2 u;
+#ifdef GDN_UNALIGNED
+  DEV Quad load(const T* p) { Quad q; q.u.x = ld_pair(&p->b); q.u.y = ld_pair(&p[2].b); return q; }
+  __device__ __forceinline__ void store(T* p) const { st_pair(&p->b, u.x); st_pair(&p[2].b, u.y); }
+#else
   DEV Quad load(const T* p) { Quad q; q.u = *reinterpret_cast<const uint2*>(p); return q; }
   __device__ __forceinline__ void store(T* p) const { *reinterpret_cast<uint2*>(p) = u; }
+#endif
   __device__ __forceinline__ void get(float* f) const {
     f[0] = Num<T>::lo(u.x); f[1] = Num<T>::hi(u.x); f[2] = Num<T>::lo(u.y); f[3] = Num<T>::hi(u.y);
   }
@@ -140,8 +151,13 @@ template <class T> struct Quad {
 };
 template <> struct Quad<f32> {
   float4 u;
+#ifdef GDN_UNALIGNED
+  DEV Quad load(const f32* p) { return of(p); }
+  __device__ __forceinline__ void store(f32* p) const { get(p); }
+#else
   DEV Quad load(const f32* p) { Quad q; q.u = *reinterpret_cast<const float4*>(p); return q; }
   __device__ __forceinline__ void store(f32* p) const { *reinterpret_cast<float4*>(p) = u; }
+#endif
   __device__ __forceinline__ void get(float* f) const { f[0] = u.x; f[1] = u.y; f[2] = u.z; f[3] = u.w; }
   __device__ __forceinline__ void pick(bool c, const Quad& o) {
     u.x = c ? o.u.x : u.x; u.y = c ? o.u.y : u.y; u.z = c ? o.u.z : u.z; u.w = c ? o.u.w : u.w;
@@ -150,9 +166,22 @@ template <> struct Quad<f32> {
 };
 
 // ---- machine operations ----
-#ifdef GDN_EMU
+#ifdef GDN_UNALIGNED
+DEV uint4 ld_state(const void* p) {
+  const u16* e = reinterpret_cast<const u16*>(p);
+  uint4 v;
+  v.x = ld_pair(e); v.y = ld_pair(e + 2); v.z = ld_pair(e + 4); v.w = ld_pair(e + 6);
+  return v;
+}
+DEV void st_state(void* p, uint4 v) {
+  u16* e = reinterpret_cast<u16*>(p);
+  st_pair(e, v.x); st_pair(e + 2, v.y); st_pair(e + 4, v.z); st_pair(e + 6, v.w);
+}
+#elif defined(GDN_EMU)
 DEV uint4 ld_state(const void* p) { return *reinterpret_cast<const uint4*>(p); }
 DEV void st_state(void* p, uint4 v) { *reinterpret_cast<uint4*>(p) = v; }
+#endif
+#ifdef GDN_EMU
 DEV char* smem_base() { return gdn_emu_smem(); }
 DEV void pdl_wait() {}
 DEV void pdl_trigger() {}
@@ -187,6 +216,7 @@ DEV float rcp(float x) { return 1.f / x; }
 DEV u64 policy_first() { u64 p; asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(p)); return p; }
 DEV u64 policy_last() { u64 p; asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(p)); return p; }
 DEV u64 load_policy() { return HINT == 2 ? policy_last() : policy_first(); }
+#ifndef GDN_UNALIGNED
 DEV uint4 ld_state(const void* p) {
   uint4 v;
 #if HINT == 2 || HINT == 3
@@ -209,6 +239,7 @@ DEV void st_state(void* p, uint4 v) {
   asm volatile("st.global.L2::cache_hint.v4.u32 [%0], {%1, %2, %3, %4}, %5;" :: "l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "l"(policy_first()) : "memory");
 #endif
 }
+#endif
 DEV char* smem_base() {
   extern __shared__ __align__(1024) char gdn_smem[];
   return gdn_smem;

@@ -122,9 +122,12 @@ struct FusedParams {
 
 // gated RMS norm. o and out may be the same buffer. Grid: ceil(b * hv / 4), 4 warps.
 struct NormParams {
-  const void* o;      // [b, hv, v] act, dense
+  GdnSlots s;
+  const i32* owner;   // [b] the entry of s.slots that each row has; null = its own
+  const void* o;      // [b, hv, v] act, or f32 for gdn_norm_f32
   const void* z;      // [b, hv, v] act
   void* out;          // [b, hv, v] act, dense
+  i64 o_stride;       // elements from row to row of o
   i64 z_stride;       // elements from row to row of z
   const float* weight;  // [v]
   u32 b, hv, v;       // rows, value heads, head dim
@@ -133,14 +136,14 @@ struct NormParams {
 
 // recurrence over whole sequences, tokens packed one after another.
 struct PrefillParams {
-  PackedParams p;       // rows are tokens; p.s.slots has one entry per sequence, p.s.b = sequences
+  PackedParams p;       // rows are tokens; p.x and p.out are f32; p.s.slots has one entry per sequence, p.s.b = sequences
   const i32* cu;        // [sequences + 1] first token of each sequence, then the total
   const i32* fresh;     // [sequences] nonzero = start from a zero state; or null
 };
 
 // conv over whole sequences; gdn_prefill_ring then moves the ring on.
 struct PrefillConvParams {
-  ConvParams c;         // rows are tokens; c.s.slots has one entry per sequence, c.s.b = sequences
+  ConvParams c;         // rows are tokens; c.y is f32; c.s.slots has one entry per sequence, c.s.b = sequences
   const i32* cu;        // as in PrefillParams
   const i32* fresh;     // nonzero = no past inputs; or null
   const i32* token_seq; // [tokens] sequence of each token

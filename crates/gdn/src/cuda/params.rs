@@ -54,8 +54,8 @@ params! {
     }
     /// `gdn_fused`, `gdn_fused_stream`, `gdn_fused_any`.
     Fused { p: Packed, r: Ring, z: u64, z_stride: i64, norm_weight: u64, eps: f32, pad: u32, }
-    /// `gdn_norm`.
-    Norm { o: u64, z: u64, out: u64, z_stride: i64, weight: u64, b: u32, hv: u32, v: u32, eps: f32, }
+    /// `gdn_norm`, `gdn_norm_f32`.
+    Norm { s: Slots, owner: u64, o: u64, z: u64, out: u64, o_stride: i64, z_stride: i64, weight: u64, b: u32, hv: u32, v: u32, eps: f32, }
     /// `gdn_prefill`, `gdn_prefill_any`.
     Prefill { p: Packed, cu: u64, fresh: u64, }
     /// `gdn_prefill_conv`, `gdn_prefill_ring`.

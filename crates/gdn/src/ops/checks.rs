@@ -1,15 +1,21 @@
 //! What the operators check of a batch before they write anything.
 
 use crate::{
-    DType, ErrorKind, LayerSpec, Result, Rows, RowsMut,
-    error::expect_dtype,
-    slots::{CheckedSlots, SlotChecker},
+    DType, ErrorKind, LayerSpec, Place, Result, Rows, RowsMut, Slots, error::expect_dtype,
 };
 
 /// The arguments of an operator, checked once at its edge.
 pub(crate) trait BatchCheck {
-    /// Shapes, dtypes, strides and slots: `Err` before anything is written.
-    fn check<'s>(&self, checker: &'s mut SlotChecker) -> Result<CheckedSlots<'s>>;
+    /// Calls `visit` with every argument that is a tensor, and where it lies,
+    /// until that fails.
+    fn places(&self, visit: &mut dyn FnMut(&'static str, Place) -> Result<()>) -> Result<()>;
+
+    /// Shapes, dtypes and strides: `Err` before anything is written.
+    fn check(&self) -> Result<()>;
+
+    /// The slots, and how many there are in the pool; `None` if all that matters
+    /// is which rows are padding.
+    fn slots(&self) -> (Slots<'_>, Option<usize>);
 }
 
 /// A tensor to read: its shape and the dtype of its partners.

@@ -9,9 +9,14 @@ pub use self::{
     state::{ConvMut, RecurrentMut, StateMut},
 };
 
+pub(crate) use self::state::Phase;
+
+use std::sync::Arc;
+
 use self::{memory::Memory, state::check_slot_count};
 use crate::{
-    DType, ErrorKind, LayerSpec, Result,
+    DType, ErrorKind, LayerSpec, Place, Result,
+    cuda::runtime::{Block, Runtime},
     error::expect_dim,
     views::{Slice, layout_len},
 };
@@ -63,21 +68,39 @@ pub struct StatePool {
     recurrent_pitch: usize,
     conv: Memory,
     conv_pitch: usize,
-    /// Per slot, the ring entry that the next input takes.
-    phase: Vec<u32>,
+    phase: Positions,
     taken: Vec<bool>,
     /// The free slots, the next one to hand out last.
     free: Vec<i32>,
 }
 
+/// Where the rings stand.
+#[derive(Debug)]
+enum Positions {
+    /// Per slot, the ring entry that the next input takes.
+    Host(Vec<u32>),
+    /// `[N, HV]`, see [`ConvMut::on_device`].
+    Device(Block),
+}
+
 impl StatePool {
-    /// A pool whose slots are all free and zero.
+    /// A pool in host memory, whose slots are all free and zero.
+    /// [`Cuda::pool`](crate::Cuda::pool) makes one on a GPU.
     ///
     /// # Errors
     /// [`ErrorKind::Stride`] for a pitch shorter than a slot,
     /// [`ErrorKind::Value`] for more than `i32::MAX` slots,
     /// [`ErrorKind::System`] if the memory can't be had.
     pub fn new(spec: &LayerSpec, options: &PoolOptions) -> Result<Self> {
+        Self::build(spec, options, None)
+    }
+
+    /// On the GPU of `runtime`, if there is one.
+    pub(crate) fn build(
+        spec: &LayerSpec,
+        options: &PoolOptions,
+        runtime: Option<&Arc<dyn Runtime>>,
+    ) -> Result<Self> {
         let slots = options.slots;
         check_slot_count(slots)?;
         let recurrent_pitch = options.recurrent_pitch.unwrap_or(spec.state_len());
@@ -85,13 +108,22 @@ impl StatePool {
         let recurrent_len =
             layout_len("recurrent_pitch", slots, spec.state_len(), recurrent_pitch)?;
         let conv_len = layout_len("conv_pitch", slots, spec.conv_len(), conv_pitch)?;
+        let memory = |what, dtype, len| match runtime {
+            None => Memory::host(what, dtype, len),
+            Some(runtime) => Memory::device(runtime, what, dtype, len),
+        };
         Ok(Self {
             spec: spec.clone(),
-            recurrent: Memory::zeroed("recurrent state", options.recurrent, recurrent_len)?,
+            recurrent: memory("recurrent state", options.recurrent, recurrent_len)?,
             recurrent_pitch,
-            conv: Memory::zeroed("conv state", options.conv, conv_len)?,
+            conv: memory("conv state", options.conv, conv_len)?,
             conv_pitch,
-            phase: vec![0; slots],
+            phase: match runtime {
+                None => Positions::Host(vec![0; slots]),
+                Some(runtime) => {
+                    Positions::Device(Block::zeroed(runtime, slots * spec.v_heads() * 4)?)
+                }
+            },
             taken: vec![false; slots],
             free: (0..slots as i32).rev().collect(),
         })
@@ -107,6 +139,14 @@ impl StatePool {
         self.taken.len()
     }
 
+    /// The memory that holds the states.
+    pub fn place(&self) -> Place {
+        match &self.phase {
+            Positions::Host(_) => Place::Host,
+            Positions::Device(block) => Place::Cuda(block.gpu()),
+        }
+    }
+
     /// The number of slots that [`allocate`](Self::allocate) can still give.
     pub fn free_slots(&self) -> usize {
         self.free.len()
@@ -117,9 +157,10 @@ impl StatePool {
     /// # Errors
     /// [`ErrorKind::PoolFull`] if none is free.
     pub fn allocate(&mut self) -> Result<i32> {
-        let slot = self.free.pop().ok_or(ErrorKind::PoolFull { slots: self.slots() })?;
+        let slot = *self.free.last().ok_or(ErrorKind::PoolFull { slots: self.slots() })?;
+        self.zero(slot as usize)?;
+        self.free.pop();
         self.taken[slot as usize] = true;
-        self.zero(slot as usize);
         Ok(slot)
     }
 
@@ -144,10 +185,16 @@ impl StatePool {
         let to = self.taken_slot("to", to)?;
         let (state_len, conv_len) = (self.spec.state_len(), self.spec.conv_len());
         let pitch = self.recurrent_pitch;
-        self.recurrent.copy_within(from * pitch, to * pitch, state_len);
+        self.recurrent.copy_within(from * pitch, to * pitch, state_len)?;
         let pitch = self.conv_pitch;
-        self.conv.copy_within(from * pitch, to * pitch, conv_len);
-        self.phase[to] = self.phase[from];
+        self.conv.copy_within(from * pitch, to * pitch, conv_len)?;
+        match &mut self.phase {
+            Positions::Host(phase) => phase[to] = phase[from],
+            Positions::Device(phase) => {
+                let bytes = self.spec.v_heads() * 4;
+                phase.copy_within(from * bytes, to * bytes, bytes)?;
+            }
+        }
         Ok(())
     }
 
@@ -156,14 +203,18 @@ impl StatePool {
         // Laid out by `new`, so nothing is left to check.
         StateMut {
             recurrent: RecurrentMut {
-                data: self.recurrent.slice_mut(),
+                data: self.recurrent.data_mut(),
                 slots: self.taken.len(),
                 slot_len: self.spec.state_len(),
                 pitch: self.recurrent_pitch,
             },
             conv: ConvMut {
-                ring: self.conv.slice_mut(),
-                phase: &mut self.phase,
+                ring: self.conv.data_mut(),
+                phase: match &mut self.phase {
+                    Positions::Host(phase) => Phase::Host(phase),
+                    Positions::Device(phase) => Phase::Device(phase.address()),
+                },
+                slots: self.taken.len(),
                 slot_len: self.spec.conv_len(),
                 width: self.spec.conv_width(),
                 pitch: self.conv_pitch,
@@ -178,7 +229,7 @@ impl StatePool {
     pub fn recurrent(&self, slot: i32) -> Result<Vec<f32>> {
         let start = self.slot("slot", slot)? * self.recurrent_pitch;
         let mut values = vec![0.0; self.spec.state_len()];
-        self.recurrent.slice().read(start, &mut values);
+        self.recurrent.read(start, &mut values)?;
         Ok(values)
     }
 
@@ -190,8 +241,9 @@ impl StatePool {
         let slot = self.slot("slot", slot)?;
         let channels = self.spec.channels();
         let mut values = vec![0.0; (self.spec.conv_width() - 1) * channels];
+        let phase = self.position(slot)?;
         for (tap, row) in values.chunks_exact_mut(channels).enumerate() {
-            self.conv.slice().read(self.tap_start(slot, tap), row);
+            self.conv.read(self.tap_start(slot, phase, tap), row)?;
         }
         Ok(values)
     }
@@ -208,32 +260,59 @@ impl StatePool {
         let channels = self.spec.channels();
         expect_dim("recurrent", "elements", self.spec.state_len(), recurrent.len())?;
         expect_dim("conv", "elements", (self.spec.conv_width() - 1) * channels, conv.len())?;
-        self.recurrent.slice_mut().write(slot * self.recurrent_pitch, recurrent);
+        self.recurrent.write(slot * self.recurrent_pitch, recurrent)?;
+        let phase = self.position(slot)?;
         for (tap, row) in conv.chunks_exact(channels).enumerate() {
-            let start = self.tap_start(slot, tap);
-            self.conv.slice_mut().write(start, row);
+            let start = self.tap_start(slot, phase, tap);
+            self.conv.write(start, row)?;
         }
         Ok(())
     }
 
     /// Every element of the pool, gaps between slots included: the recurrent
-    /// buffer and the conv buffer. For tests and checkpoints of whole pools.
-    pub fn buffers(&self) -> (Slice<'_>, Slice<'_>) {
-        (self.recurrent.slice(), self.conv.slice())
+    /// buffer and the conv buffer. For tests and checkpoints of whole pools;
+    /// `None` for a pool on a GPU, whose slots [`snapshot`](Self::snapshot)
+    /// fetches one by one.
+    pub fn buffers(&self) -> Option<(Slice<'_>, Slice<'_>)> {
+        self.recurrent.slice().zip(self.conv.slice())
     }
 
-    /// Where the `tap`-th oldest of the last W − 1 inputs of a slot starts.
-    fn tap_start(&self, slot: usize, tap: usize) -> usize {
-        let entry = (self.phase[slot] as usize + 1 + tap) % self.spec.conv_width();
+    /// The ring entry that the next input of a slot takes.
+    fn position(&self, slot: usize) -> Result<usize> {
+        let counter = match &self.phase {
+            Positions::Host(phase) => phase[slot],
+            Positions::Device(phase) => {
+                let mut bytes = [0; 4];
+                phase.download(slot * self.spec.v_heads() * 4, &mut bytes)?;
+                u32::from_ne_bytes(bytes)
+            }
+        };
+        Ok(counter as usize % self.spec.conv_width())
+    }
+
+    /// Where the `tap`-th oldest of the last W − 1 inputs of a slot starts, with
+    /// its ring at `position`.
+    fn tap_start(&self, slot: usize, position: usize, tap: usize) -> usize {
+        let entry = (position + 1 + tap) % self.spec.conv_width();
         slot * self.conv_pitch + entry * self.spec.channels()
     }
 
-    fn zero(&mut self, slot: usize) {
-        let (start, len) = (slot * self.recurrent_pitch, self.spec.state_len());
-        self.recurrent.bytes_mut(start, len).fill(0);
-        let (start, len) = (slot * self.conv_pitch, self.spec.conv_len());
-        self.conv.bytes_mut(start, len).fill(0);
-        self.phase[slot] = 0;
+    fn zero(&mut self, slot: usize) -> Result<()> {
+        self.recurrent.zero(slot * self.recurrent_pitch, self.spec.state_len())?;
+        self.conv.zero(slot * self.conv_pitch, self.spec.conv_len())?;
+        self.rewind(slot)
+    }
+
+    /// Lets the ring of a slot stand at its first entry.
+    fn rewind(&mut self, slot: usize) -> Result<()> {
+        match &mut self.phase {
+            Positions::Host(phase) => phase[slot] = 0,
+            Positions::Device(phase) => {
+                let bytes = self.spec.v_heads() * 4;
+                phase.zero(slot * bytes, bytes)?;
+            }
+        }
+        Ok(())
     }
 
     fn slot(&self, argument: &'static str, slot: i32) -> Result<usize> {

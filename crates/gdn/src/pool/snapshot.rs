@@ -30,15 +30,19 @@ impl StatePool {
     pub fn snapshot(&self, slot: i32) -> Result<Snapshot> {
         let slot = self.taken_slot("slot", slot)?;
         let spec = &self.spec;
-        let recurrent = self.recurrent.bytes(slot * self.recurrent_pitch, spec.state_len());
-        let conv = (0..spec.conv_width() - 1)
-            .flat_map(|tap| self.conv.bytes(self.tap_start(slot, tap), spec.channels()));
+        let recurrent = self.recurrent.bytes(slot * self.recurrent_pitch, spec.state_len())?;
+        let position = self.position(slot)?;
+        let mut conv = Vec::new();
+        for tap in 0..spec.conv_width() - 1 {
+            let start = self.tap_start(slot, position, tap);
+            conv.extend_from_slice(&self.conv.bytes(start, spec.channels())?);
+        }
         Ok(Snapshot {
             spec: spec.clone(),
             recurrent_dtype: self.recurrent.dtype(),
             conv_dtype: self.conv.dtype(),
-            recurrent: recurrent.to_vec(),
-            conv: conv.copied().collect(),
+            recurrent: recurrent.into_owned(),
+            conv,
         })
     }
 
@@ -60,13 +64,11 @@ impl StatePool {
         }
         expect_dtype("snapshot.recurrent", self.recurrent.dtype(), snapshot.recurrent_dtype)?;
         expect_dtype("snapshot.conv", self.conv.dtype(), snapshot.conv_dtype)?;
-        let start = slot * self.recurrent_pitch;
-        self.recurrent.bytes_mut(start, self.spec.state_len()).copy_from_slice(&snapshot.recurrent);
-        self.phase[slot] = 0;
+        self.recurrent.set_bytes(slot * self.recurrent_pitch, &snapshot.recurrent)?;
+        self.rewind(slot)?;
         let row_bytes = self.spec.channels() * self.conv.dtype().size();
         for (tap, row) in snapshot.conv.chunks_exact(row_bytes).enumerate() {
-            let start = self.tap_start(slot, tap);
-            self.conv.bytes_mut(start, self.spec.channels()).copy_from_slice(row);
+            self.conv.set_bytes(self.tap_start(slot, 0, tap), row)?;
         }
         Ok(())
     }

@@ -3,15 +3,16 @@
 
 use crate::{
     DType, ErrorKind, LayerSpec, Result,
+    device::Place,
     error::expect_dim,
-    views::{SliceMut, layout_len},
+    views::{DataMut, SliceMut, layout_len},
 };
 
 /// The recurrent states `[N, HV, V, K]` of a pool, each slot dense, slots
 /// `pitch` elements apart.
 #[derive(Debug)]
 pub struct RecurrentMut<'a> {
-    pub(super) data: SliceMut<'a>,
+    pub(super) data: DataMut<'a>,
     pub(super) slots: usize,
     pub(super) slot_len: usize,
     pub(super) pitch: usize,
@@ -26,13 +27,13 @@ impl<'a> RecurrentMut<'a> {
     /// `data` ends before the last slot does.
     pub fn new(
         spec: &LayerSpec,
-        data: impl Into<SliceMut<'a>>,
+        data: impl Into<DataMut<'a>>,
         slots: usize,
         pitch: usize,
     ) -> Result<Self> {
         let data = data.into();
         let slot_len = spec.state_len();
-        check_slots("recurrent", data.len(), slots, slot_len, pitch)?;
+        check_slots("recurrent", data.as_data().len(), slots, slot_len, pitch)?;
         Ok(Self { data, slots, slot_len, pitch })
     }
 
@@ -61,7 +62,12 @@ impl<'a> RecurrentMut<'a> {
 
     /// The element type of the states.
     pub fn dtype(&self) -> DType {
-        self.data.dtype()
+        self.data.as_data().dtype()
+    }
+
+    /// The memory that holds the states.
+    pub fn place(&self) -> Place {
+        self.data.as_data().place()
     }
 
     /// N, the number of slots.
@@ -81,7 +87,7 @@ impl<'a> RecurrentMut<'a> {
     }
 
     /// The whole buffer and the pitch.
-    pub(crate) fn into_parts(self) -> (SliceMut<'a>, usize) {
+    pub(crate) fn into_parts(self) -> (DataMut<'a>, usize) {
         (self.data, self.pitch)
     }
 }
@@ -94,8 +100,9 @@ impl<'a> RecurrentMut<'a> {
 /// entry p, which no tap of its own token reads.
 #[derive(Debug)]
 pub struct ConvMut<'a> {
-    pub(super) ring: SliceMut<'a>,
-    pub(super) phase: &'a mut [u32],
+    pub(super) ring: DataMut<'a>,
+    pub(super) phase: Phase<'a>,
+    pub(super) slots: usize,
     pub(super) slot_len: usize,
     pub(super) width: usize,
     pub(super) pitch: usize,
@@ -111,35 +118,68 @@ impl<'a> ConvMut<'a> {
     /// that is not below W.
     pub fn new(
         spec: &LayerSpec,
-        ring: impl Into<SliceMut<'a>>,
+        ring: impl Into<DataMut<'a>>,
         phase: &'a mut [u32],
         pitch: usize,
     ) -> Result<Self> {
         let ring = ring.into();
         let (slot_len, width) = (spec.conv_len(), spec.conv_width());
-        check_slots("conv", ring.len(), phase.len(), slot_len, pitch)?;
+        check_slots("conv", ring.as_data().len(), phase.len(), slot_len, pitch)?;
         if let Some(bad) = phase.iter().find(|&&entry| entry as usize >= width) {
             let expected = "entries below conv_width";
             let got = bad.to_string();
             return Err(ErrorKind::Value { argument: "phase", expected, got }.into());
         }
-        Ok(Self { ring, phase, slot_len, width, pitch })
+        let (slots, phase) = (phase.len(), Phase::Host(phase));
+        Ok(Self { ring, phase, slots, slot_len, width, pitch })
+    }
+
+    /// The rings of `slots` slots on a GPU, as its kernels keep them: each value
+    /// head has a ring position of its own, `phase [N, HV]`, which counts up
+    /// without end and is taken modulo W; those of a slot are equal.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Stride`] and [`ErrorKind::Buffer`] as [`new`](Self::new),
+    /// the latter also for a `phase` of other than N·HV elements;
+    /// [`ErrorKind::Place`] unless both lie on one GPU.
+    pub fn on_device<T: crate::Element>(
+        spec: &LayerSpec,
+        ring: gdn_cuda::DeviceSliceMut<'a, T>,
+        phase: gdn_cuda::DeviceSliceMut<'a, u32>,
+        slots: usize,
+        pitch: usize,
+    ) -> Result<Self> {
+        let (slot_len, width) = (spec.conv_len(), spec.conv_width());
+        check_slots("conv", ring.len(), slots, slot_len, pitch)?;
+        expect_dim("phase", "elements", slots * spec.v_heads(), phase.len())?;
+        Place::Cuda(phase.gpu()).expect("phase", Place::Cuda(ring.gpu()))?;
+        let phase = Phase::Device(phase.ptr().address());
+        Ok(Self { ring: ring.into(), phase, slots, slot_len, width, pitch })
     }
 
     /// The element type of the rings.
     pub fn dtype(&self) -> DType {
-        self.ring.dtype()
+        self.ring.as_data().dtype()
+    }
+
+    /// The memory that holds the rings.
+    pub fn place(&self) -> Place {
+        self.ring.as_data().place()
     }
 
     /// N, the number of slots.
     pub fn slots(&self) -> usize {
-        self.phase.len()
+        self.slots
     }
 
     /// The same rings, borrowed for a shorter time.
     pub fn reborrow(&mut self) -> ConvMut<'_> {
-        let Self { slot_len, width, pitch, .. } = *self;
-        ConvMut { ring: self.ring.reborrow(), phase: self.phase, slot_len, width, pitch }
+        let Self { slots, slot_len, width, pitch, .. } = *self;
+        let phase = match &mut self.phase {
+            Phase::Host(phase) => Phase::Host(phase),
+            Phase::Device(address) => Phase::Device(*address),
+        };
+        ConvMut { ring: self.ring.reborrow(), phase, slots, slot_len, width, pitch }
     }
 
     /// `Err` unless the rings were laid out for this layer.
@@ -149,9 +189,18 @@ impl<'a> ConvMut<'a> {
     }
 
     /// The whole buffer, its pitch, and the phases.
-    pub(crate) fn into_parts(self) -> (SliceMut<'a>, usize, &'a mut [u32]) {
+    pub(crate) fn into_parts(self) -> (DataMut<'a>, usize, Phase<'a>) {
         (self.ring, self.pitch, self.phase)
     }
+}
+
+/// Where the rings stand.
+#[derive(Debug)]
+pub(crate) enum Phase<'a> {
+    /// The entry that each slot's next input takes.
+    Host(&'a mut [u32]),
+    /// The address of `[N, HV]` positions, beside the rings.
+    Device(u64),
 }
 
 /// Both states of a pool, which change together.

@@ -2,27 +2,73 @@
 //! batch in which an operator meets them.
 #![allow(dead_code, unreachable_pub, reason = "a module of many tests, none of which uses it all")]
 
-use std::ops::Range;
+use std::{
+    ops::Range,
+    path::Path,
+    sync::{Arc, OnceLock},
+};
 
 use gdn::{
-    Backend, ConvMut, ConvUpdate, Cpu, DType, Decode, DecodePath,
+    Backend, ConvMut, ConvUpdate, Cpu, Cuda, DType, Decode, DecodePath,
     DecodePath::*,
     GatedNorm, Layer, LayerSpec, LayerStep, Prefill, PrefillForm, RecurrentMut, Result, Rows,
     RowsMut, Slots, StateMut, StatePool,
+    cuda::runtime::Runtime,
     oracle::{Oracle, OracleState},
 };
 use gdn_check::{Case, Inputs, RandomLayer, Tensor};
+use gdn_emu::EmulatedGpu;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
+
+/// What the tests run on: `GDN_TEST_BACKEND` says `cpu`, `cuda` (the first GPU),
+/// or `emu` (the CUDA kernels, run on the CPU).
+fn kind() -> &'static str {
+    static KIND: OnceLock<String> = OnceLock::new();
+    KIND.get_or_init(|| std::env::var("GDN_TEST_BACKEND").unwrap_or_else(|_| "cpu".to_owned()))
+}
 
 /// The backend that most tests run on.
 pub fn backend() -> Box<dyn Backend> {
-    Box::new(Cpu::with_threads(2).unwrap())
+    match kind() {
+        "cpu" => Box::new(Cpu::with_threads(2).unwrap()),
+        _ => Box::new(cuda()),
+    }
+}
+
+/// The CUDA backend, on one runtime for the whole process: kernels are loaded
+/// once.
+pub fn cuda() -> Cuda {
+    static RUNTIME: OnceLock<Arc<dyn Runtime>> = OnceLock::new();
+    let runtime = RUNTIME.get_or_init(|| match kind() {
+        "cuda" => Cuda::new(0).unwrap().runtime().clone(),
+        "emu" => {
+            let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
+            Arc::new(EmulatedGpu::new(&out).unwrap())
+        }
+        other => panic!("GDN_TEST_BACKEND={other}: expected cpu, cuda or emu"),
+    });
+    Cuda::on_runtime(runtime.clone()).unwrap()
 }
 
 /// Backends that must agree bit for bit.
 pub fn backends() -> Vec<Box<dyn Backend>> {
     let of = |threads| Box::new(Cpu::with_threads(threads).unwrap()) as Box<dyn Backend>;
-    [1, 2, 3].map(of).into()
+    match kind() {
+        "cpu" => [1, 2, 3].map(of).into(),
+        _ => vec![backend(), backend()],
+    }
+}
+
+/// Whether the tests run on a GPU: a real one, or also an emulated one.
+pub fn on_gpu(real: bool) -> bool {
+    kind() == "cuda" || (kind() == "emu" && !real)
+}
+
+/// The prefills that the backend has.
+pub fn prefill_forms() -> Vec<PrefillForm> {
+    let backend = backend();
+    let forms = [PrefillForm::Recurrent, PrefillForm::Chunked].into_iter();
+    forms.filter(|&form| backend.supports_prefill(form).is_ok()).collect()
 }
 
 /// Everything that a backend runs.
@@ -36,17 +82,19 @@ pub enum Op {
 }
 
 impl Op {
-    pub const ALL: [Self; 9] = [
-        Self::Conv,
-        Self::Decode(Split),
-        Self::Decode(Packed),
-        Self::Norm,
-        Self::Layer(Split),
-        Self::Layer(Packed),
-        Self::Layer(Fused),
-        Self::Prefill(PrefillForm::Recurrent),
-        Self::Prefill(PrefillForm::Chunked),
-    ];
+    /// All that the backend has.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let steps = [
+            Self::Conv,
+            Self::Decode(Split),
+            Self::Decode(Packed),
+            Self::Norm,
+            Self::Layer(Split),
+            Self::Layer(Packed),
+            Self::Layer(Fused),
+        ];
+        steps.into_iter().chain(prefill_forms().into_iter().map(Self::Prefill))
+    }
 
     pub fn is_prefill(self) -> bool {
         matches!(self, Self::Prefill(_))

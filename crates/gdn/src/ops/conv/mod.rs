@@ -1,12 +1,12 @@
 //! The causal convolution and its SiLU, one token a row.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 
 use crate::{
-    ConvMut, Layer, Result, Rows, RowsMut, Slots,
+    ConvMut, Layer, Place, Result, Rows, RowsMut, Slots,
     error::{expect_dim, expect_dtype},
     ops::checks::{self, BatchCheck},
-    slots::{CheckedSlots, SlotChecker},
 };
 
 /// Arguments of [`Backend::conv_update`](crate::Backend::conv_update):
@@ -33,14 +33,24 @@ pub struct ConvUpdate<'a> {
 }
 
 impl BatchCheck for ConvUpdate<'_> {
-    fn check<'s>(&self, checker: &'s mut SlotChecker) -> Result<CheckedSlots<'s>> {
+    fn places(&self, visit: &mut dyn FnMut(&'static str, Place) -> Result<()>) -> Result<()> {
+        visit("mixed_qkv", self.mixed_qkv.place())?;
+        visit("slots", self.slots.place())?;
+        visit("conv", self.conv.place())?;
+        visit("out", self.out.place())
+    }
+
+    fn check(&self) -> Result<()> {
         let spec = self.layer.spec();
         let (rows, dtype) = (self.mixed_qkv.rows(), self.mixed_qkv.dtype());
         self.mixed_qkv.expect("mixed_qkv", rows, spec.channels())?;
         expect_dim("slots", "rows", rows, self.slots.len())?;
         self.conv.expect(spec)?;
         expect_dtype("conv", dtype, self.conv.dtype())?;
-        checks::output(&self.out, rows, spec.channels(), dtype)?;
-        checker.check(self.slots, self.conv.slots())
+        checks::output(&self.out, rows, spec.channels(), dtype)
+    }
+
+    fn slots(&self) -> (Slots<'_>, Option<usize>) {
+        (self.slots, Some(self.conv.slots()))
     }
 }

@@ -141,6 +141,7 @@ fn layer_tokens<S: Simd, T: Element>(
     if let Some(hv) = tile.q_heads().next().and_then(|h| spec.v_heads_of(h).next()) {
         delta::prefetch_start(tile.state(hv));
     }
+    let whole_row = tile.q_heads().len() == spec.q_heads();
     for token in tile.tokens() {
         let conv = ConvToken { layer, mixed_qkv, token, phase };
         for (h, qkv) in tile.q_heads().zip(qkv.chunks_exact_mut(group_len(spec))) {
@@ -158,6 +159,9 @@ fn layer_tokens<S: Simd, T: Element>(
             let (q, k) = qk.split_at(len_k);
             for (hv, v) in spec.v_heads_of(h).zip(v.chunks_exact(len_v)) {
                 let (g, beta) = math::gates(layer, a, b, token, hv);
+                if whole_row {
+                    tile.prefetch_next_ring(hv, spec.v_heads());
+                }
                 delta::update_head(simd, tile.state(hv), q, k, v, g, beta, o, scratch);
                 z.read(token, hv * len_v, gate);
                 math::gated_norm(simd, layer, o, gate);

@@ -1,12 +1,12 @@
 //! The fused layer step: convolution, recurrence and gated norm in one launch.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 
 use crate::{
-    Layer, Result, Rows, RowsMut, Slots, StateMut,
+    Layer, Place, Result, Rows, RowsMut, Slots, StateMut,
     error::{expect_dim, expect_dtype},
     ops::checks::{self, BatchCheck},
-    slots::{CheckedSlots, SlotChecker},
 };
 
 /// Arguments of [`Backend::layer_step`](crate::Backend::layer_step): one token
@@ -38,7 +38,18 @@ pub struct LayerStep<'a> {
 }
 
 impl BatchCheck for LayerStep<'_> {
-    fn check<'s>(&self, checker: &'s mut SlotChecker) -> Result<CheckedSlots<'s>> {
+    fn places(&self, visit: &mut dyn FnMut(&'static str, Place) -> Result<()>) -> Result<()> {
+        visit("mixed_qkv", self.mixed_qkv.place())?;
+        visit("a", self.a.place())?;
+        visit("b", self.b.place())?;
+        visit("z", self.z.place())?;
+        visit("slots", self.slots.place())?;
+        visit("state.recurrent", self.state.recurrent.place())?;
+        visit("state.conv", self.state.conv.place())?;
+        visit("out", self.out.place())
+    }
+
+    fn check(&self) -> Result<()> {
         let spec = self.layer.spec();
         let (rows, dtype) = (self.mixed_qkv.rows(), self.mixed_qkv.dtype());
         self.mixed_qkv.expect("mixed_qkv", rows, spec.channels())?;
@@ -47,7 +58,10 @@ impl BatchCheck for LayerStep<'_> {
         expect_dim("slots", "rows", rows, self.slots.len())?;
         self.state.expect(spec)?;
         expect_dtype("state.conv", dtype, self.state.conv.dtype())?;
-        checks::output(&self.out, rows, spec.value_len(), dtype)?;
-        checker.check(self.slots, self.state.recurrent.slots())
+        checks::output(&self.out, rows, spec.value_len(), dtype)
+    }
+
+    fn slots(&self) -> (Slots<'_>, Option<usize>) {
+        (self.slots, Some(self.state.recurrent.slots()))
     }
 }

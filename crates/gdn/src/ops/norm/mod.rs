@@ -1,12 +1,12 @@
 //! The gated RMS norm, per value head.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 
 use crate::{
-    Layer, Result, Rows, RowsMut, Slots,
+    Layer, Place, Result, Rows, RowsMut, Slots,
     error::expect_dim,
     ops::checks::{self, BatchCheck},
-    slots::{CheckedSlots, SlotChecker},
 };
 
 /// Arguments of [`Backend::gated_norm`](crate::Backend::gated_norm):
@@ -32,13 +32,23 @@ pub struct GatedNorm<'a> {
 }
 
 impl BatchCheck for GatedNorm<'_> {
-    fn check<'s>(&self, checker: &'s mut SlotChecker) -> Result<CheckedSlots<'s>> {
+    fn places(&self, visit: &mut dyn FnMut(&'static str, Place) -> Result<()>) -> Result<()> {
+        visit("o", self.o.place())?;
+        visit("z", self.z.place())?;
+        visit("slots", self.slots.place())?;
+        visit("out", self.out.place())
+    }
+
+    fn check(&self) -> Result<()> {
         let cols = self.layer.spec().value_len();
         let (rows, dtype) = (self.o.rows(), self.o.dtype());
         self.o.expect("o", rows, cols)?;
         checks::input("z", &self.z, rows, cols, dtype)?;
         expect_dim("slots", "rows", rows, self.slots.len())?;
-        checks::output(&self.out, rows, cols, dtype)?;
-        Ok(checker.signs(self.slots))
+        checks::output(&self.out, rows, cols, dtype)
+    }
+
+    fn slots(&self) -> (Slots<'_>, Option<usize>) {
+        (self.slots, None)
     }
 }

@@ -1,12 +1,12 @@
 //! Packed decode: from packed q ‖ k ‖ v to output in one kernel.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 
 use crate::{
-    Layer, RecurrentMut, Result, Rows, RowsMut, Slots,
+    Layer, Place, RecurrentMut, Result, Rows, RowsMut, Slots,
     error::expect_dim,
     ops::checks::{self, BatchCheck},
-    slots::{CheckedSlots, SlotChecker},
 };
 
 /// Arguments of [`Backend::packed_decode`](crate::Backend::packed_decode) and
@@ -38,14 +38,26 @@ pub struct Decode<'a> {
 }
 
 impl BatchCheck for Decode<'_> {
-    fn check<'s>(&self, checker: &'s mut SlotChecker) -> Result<CheckedSlots<'s>> {
+    fn places(&self, visit: &mut dyn FnMut(&'static str, Place) -> Result<()>) -> Result<()> {
+        visit("mixed_qkv", self.mixed_qkv.place())?;
+        visit("a", self.a.place())?;
+        visit("b", self.b.place())?;
+        visit("slots", self.slots.place())?;
+        visit("recurrent", self.recurrent.place())?;
+        visit("out", self.out.place())
+    }
+
+    fn check(&self) -> Result<()> {
         let spec = self.layer.spec();
         let (rows, dtype) = (self.mixed_qkv.rows(), self.mixed_qkv.dtype());
         self.mixed_qkv.expect("mixed_qkv", rows, spec.channels())?;
         checks::gate_inputs(spec, &self.a, &self.b, rows, dtype)?;
         expect_dim("slots", "rows", rows, self.slots.len())?;
         self.recurrent.expect(spec)?;
-        checks::output(&self.out, rows, spec.value_len(), dtype)?;
-        checker.check(self.slots, self.recurrent.slots())
+        checks::output(&self.out, rows, spec.value_len(), dtype)
+    }
+
+    fn slots(&self) -> (Slots<'_>, Option<usize>) {
+        (self.slots, Some(self.recurrent.slots()))
     }
 }

@@ -1,12 +1,12 @@
 //! Prefill: all tokens of some sequences through the whole layer.
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 
 use crate::{
-    Layer, Result, Rows, RowsMut, Slots, StateMut,
+    Layer, Place, Result, Rows, RowsMut, Slots, StateMut,
     error::{expect_dim, expect_dtype},
     ops::checks::{self, BatchCheck},
-    slots::{CheckedSlots, SlotChecker},
 };
 
 /// How a prefill runs through a sequence.
@@ -54,7 +54,18 @@ pub struct Prefill<'a> {
 }
 
 impl BatchCheck for Prefill<'_> {
-    fn check<'s>(&self, checker: &'s mut SlotChecker) -> Result<CheckedSlots<'s>> {
+    fn places(&self, visit: &mut dyn FnMut(&'static str, Place) -> Result<()>) -> Result<()> {
+        visit("mixed_qkv", self.mixed_qkv.place())?;
+        visit("a", self.a.place())?;
+        visit("b", self.b.place())?;
+        visit("z", self.z.place())?;
+        visit("slots", self.slots.place())?;
+        visit("state.recurrent", self.state.recurrent.place())?;
+        visit("state.conv", self.state.conv.place())?;
+        visit("out", self.out.place())
+    }
+
+    fn check(&self) -> Result<()> {
         let spec = self.layer.spec();
         let (tokens, dtype) = (self.mixed_qkv.rows(), self.mixed_qkv.dtype());
         self.mixed_qkv.expect("mixed_qkv", tokens, spec.channels())?;
@@ -65,7 +76,10 @@ impl BatchCheck for Prefill<'_> {
         expect_dim("slots", "sequences", self.lengths.len(), self.slots.len())?;
         self.state.expect(spec)?;
         expect_dtype("state.conv", dtype, self.state.conv.dtype())?;
-        checks::output(&self.out, tokens, spec.value_len(), dtype)?;
-        checker.check(self.slots, self.state.recurrent.slots())
+        checks::output(&self.out, tokens, spec.value_len(), dtype)
+    }
+
+    fn slots(&self) -> (Slots<'_>, Option<usize>) {
+        (self.slots, Some(self.state.recurrent.slots()))
     }
 }

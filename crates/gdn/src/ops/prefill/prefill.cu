@@ -1,6 +1,8 @@
 // Whole sequences, token by token, the state tile in registers throughout.
 //   gdn_prefill, gdn_prefill_any            the recurrence, on convolved mixed_qkv
 //   gdn_prefill_conv, then gdn_prefill_ring the conv before it, and the ring after it
+// Convolved inputs and outputs are f32, and the state is rounded to its type after every token: so
+// the bits are those of the fused step.
 #include "core.cuh"
 #ifndef WARPS
 #define WARPS 4
@@ -15,18 +17,19 @@ DEV float2 token_gates(const PackedParams& p, i64 t, u32 hv) {
   return make_float2(expf(gate_log(a, p.neg_exp_a[hv], p.dt_bias[hv])), gate_beta(b, p.s.flags));
 }
 
-#if K_DIM > 0 && V_DIM > 0
+#if K_DIM > 0 && V_DIM > 0 && (WANT & 1)
 // Raw inputs of one token, loaded a token ahead of their use.
 template <class L> struct Token {
-  Quad<act_t> q[L::E / 4], k[L::E / 4];
-  act_t v[ROWS / L::RPA], a, b;
+  Quad<f32> q[L::E / 4], k[L::E / 4];
+  float v[ROWS / L::RPA];
+  act_t a, b;
   __device__ __forceinline__ void load(const PackedParams& p, i64 t, u32 h, u32 hv, int v0, int lane) {
-    const act_t* x = reinterpret_cast<const act_t*>(p.x) + t * p.x_stride;
+    const float* x = reinterpret_cast<const float*>(p.x) + t * p.x_stride;
 #pragma unroll
     for (int i = 0; i < L::E; i += 4) {
       const int e = L::elem(i / L::VEC, lane) + i % L::VEC;
-      q[i / 4] = Quad<act_t>::load(x + h * K_DIM + e);
-      k[i / 4] = Quad<act_t>::load(x + (p.h + h) * K_DIM + e);
+      q[i / 4] = Quad<f32>::load(x + h * K_DIM + e);
+      k[i / 4] = Quad<f32>::load(x + (p.h + h) * K_DIM + e);
     }
 #pragma unroll
     for (int g = 0; g < ROWS / L::RPA; g++) v[g] = x[2 * (i64)p.h * K_DIM + (i64)hv * V_DIM + v0 + g * L::RPA];
@@ -48,14 +51,14 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) gdn_prefill(const __gri
   const int v0 = ((blockIdx.x % TILES) * WARPS + warp) * ROWS + lane / L::LPR;
   const bool first = (lane & (L::LPR - 1)) == 0;
   const i64 slot = slot_of(p.s, seq), t0 = f.cu[seq], t1 = f.cu[seq + 1];
-  act_t* out = reinterpret_cast<act_t*>(p.out) + (i64)hv * V_DIM + v0;
+  float* out = reinterpret_cast<float*>(p.out) + (i64)hv * V_DIM + v0;
   const i64 out_stride = (i64)p.hv * V_DIM;
   if (t0 >= t1) return;
   if (slot < 0) {
     for (i64 t = t0; t < t1; t++)
 #pragma unroll
       for (int g = 0; g < G; g++)
-        if (first) out[t * out_stride + g * L::RPA] = Num<act_t>::of(0.f);
+        if (first) out[t * out_stride + g * L::RPA] = 0.f;
     return;
   }
   state_t* st = reinterpret_cast<state_t*>(p.state) + slot * p.state_pitch + ((i64)hv * V_DIM + v0) * K_DIM;
@@ -85,8 +88,10 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) gdn_prefill(const __gri
     const float decay = expf(gate_log(to_f(now.a), neg, dt)), beta = gate_beta(to_f(now.b), p.s.flags);
 #pragma unroll
     for (int g = 0; g < G; g++) {
-      const float o = step_row<L>(s[g], x, to_f(now.v[g]), decay, beta);
-      if (first) out[t * out_stride + g * L::RPA] = Num<act_t>::of(o);
+      const float o = step_row<L>(s[g], x, now.v[g], decay, beta);
+#pragma unroll
+      for (int i = 0; i < L::E; i += L::VEC) Vec<state_t>::unpack(Vec<state_t>::pack(s[g] + i), s[g] + i);
+      if (first) out[t * out_stride + g * L::RPA] = o;
     }
   }
 #pragma unroll
@@ -104,11 +109,11 @@ extern "C" __global__ void __launch_bounds__(32) gdn_prefill_any(const __grid_co
   if (seq >= p.s.b) return;
   const u32 hv = blockIdx.x / vd, v = blockIdx.x % vd, h = qk_head(hv, p.h, p.hv, p.s.flags);
   const i64 slot = slot_of(p.s, seq), t0 = f.cu[seq], t1 = f.cu[seq + 1];
-  act_t* out = reinterpret_cast<act_t*>(p.out) + (i64)hv * vd + v;
+  float* out = reinterpret_cast<float*>(p.out) + (i64)hv * vd + v;
   const i64 out_stride = (i64)p.hv * vd;
   if (t0 >= t1) return;
   if (slot < 0) {
-    for (i64 t = t0 + lane; t < t1; t += 32) out[t * out_stride] = Num<act_t>::of(0.f);
+    for (i64 t = t0 + lane; t < t1; t += 32) out[t * out_stride] = 0.f;
     return;
   }
   float* s = reinterpret_cast<float*>(smem_base());  // each lane touches its own elements alone
@@ -116,21 +121,23 @@ extern "C" __global__ void __launch_bounds__(32) gdn_prefill_any(const __grid_co
   const bool fresh = f.fresh && f.fresh[seq];
   for (u32 i = lane; i < kd; i += 32) s[i] = fresh ? 0.f : to_f(st[i]);
   for (i64 t = t0; t < t1; t++) {
-    const act_t *q = reinterpret_cast<const act_t*>(p.x) + t * p.x_stride + (u64)h * kd, *k = q + (u64)p.h * kd;
-    const float x = to_f(reinterpret_cast<const act_t*>(p.x)[t * p.x_stride + 2ll * p.h * kd + (i64)hv * vd + v]);
+    const float *q = reinterpret_cast<const float*>(p.x) + t * p.x_stride + (u64)h * kd, *k = q + (u64)p.h * kd;
+    const float x = reinterpret_cast<const float*>(p.x)[t * p.x_stride + 2ll * p.h * kd + (i64)hv * vd + v];
     float qq = 0.f, kk = 0.f, qk = 0.f, a = 0.f, r = 0.f;
     for (u32 i = lane; i < kd; i += 32) {
-      const float qi = to_f(q[i]), ki = to_f(k[i]);
-      qq = fmaf(qi, qi, qq); kk = fmaf(ki, ki, kk); qk = fmaf(qi, ki, qk);
-      a = fmaf(s[i], ki, a); r = fmaf(s[i], qi, r);
+      qq = fmaf(q[i], q[i], qq); kk = fmaf(k[i], k[i], kk); qk = fmaf(q[i], k[i], qk);
     }
-    qq = warp_sum(qq); kk = warp_sum(kk); qk = warp_sum(qk); a = warp_sum(a); r = warp_sum(r);
+    qq = warp_sum(qq); kk = warp_sum(kk); qk = warp_sum(qk);
     float qs = p.scale, ks = 1.f;
     if (p.s.flags & GDN_L2NORM) { qs = rsqrtf(qq + 1e-6f) * p.scale; ks = rsqrtf(kk + 1e-6f); }
+    for (u32 i = lane; i < kd; i += 32) {
+      a = fmaf(s[i], k[i] * ks, a); r = fmaf(s[i], q[i] * qs, r);
+    }
+    a = warp_sum(a); r = warp_sum(r);
     const float2 gt = token_gates(p, t, hv);
-    const float u = gt.y * fmaf(-gt.x, a * ks, x);
-    for (u32 i = lane; i < kd; i += 32) s[i] = fmaf(u, to_f(k[i]) * ks, gt.x * s[i]);
-    if (lane == 0) out[t * out_stride] = Num<act_t>::of(fmaf(u, qk * qs * ks, gt.x * (r * qs)));
+    const float u = gt.y * fmaf(-gt.x, a, x);
+    for (u32 i = lane; i < kd; i += 32) s[i] = to_f(Num<state_t>::of(fmaf(u, k[i] * ks, gt.x * s[i])));
+    if (lane == 0) out[t * out_stride] = fmaf(u, qk * qs * ks, gt.x * r);
   }
   for (u32 i = lane; i < kd; i += 32) st[i] = Num<state_t>::of(s[i]);
 }
@@ -148,8 +155,8 @@ extern "C" __global__ void __launch_bounds__(256) gdn_prefill_conv(const __grid_
   if (t >= f.tokens || ch >= c) return;
   const u32 seq = f.token_seq[t], n = t - f.cu[seq];
   const i64 slot = slot_of(p.s, seq);
-  act_t* y = reinterpret_cast<act_t*>(p.y) + t * p.y_stride + ch;
-  if (slot < 0) { *y = Num<act_t>::of(0.f); return; }
+  float* y = reinterpret_cast<float*>(p.y) + t * p.y_stride + ch;
+  if (slot < 0) { *y = 0.f; return; }
   const act_t* x = reinterpret_cast<const act_t*>(p.x) + ch;
   const act_t* ring = reinterpret_cast<const act_t*>(p.r.ring) + slot * p.r.pitch;
   const u32 phase = p.r.phase[slot * p.hv];
@@ -161,7 +168,7 @@ extern "C" __global__ void __launch_bounds__(256) gdn_prefill_conv(const __grid_
     const float tap = back <= n ? to_f(x[(i64)(t - back) * p.x_stride]) : fresh ? 0.f : past(ring, c, ch, phase, back - n);
     acc = fmaf(p.r.weight[i * c + ch], tap, acc);
   }
-  *y = Num<act_t>::of(silu(acc));
+  *y = silu(acc);
 }
 
 // Moves each ring on by its sequence's length. A fresh sequence starts from a ring of zeros.

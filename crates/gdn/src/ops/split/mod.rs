@@ -3,3 +3,4 @@
 //! Its arguments are those of packed decode, [`Decode`](crate::Decode).
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;

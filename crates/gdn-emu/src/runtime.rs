@@ -1,0 +1,143 @@
+//! The emulator as the GPU of the CUDA backend: the backend's own launchers, run
+//! on the CPU.
+
+use std::{
+    any::Any,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use gdn::cuda::{
+    kernel::Kernel,
+    runtime::Runtime,
+    tiles::{Geometry, Gpu},
+};
+
+use crate::{Build, Compiler, Launch, Memory};
+
+/// Where the kernels are.
+const GDN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../gdn/src");
+
+/// A GPU of a few multiprocessors, so that small batches take every tile.
+#[derive(Clone, Debug)]
+pub struct EmulatedGpu {
+    compiler: Compiler,
+    gpu: Gpu,
+    /// The order of threads: see [`Launch::schedule`].
+    pub schedule: u32,
+    /// More macros for every kernel, and whether to sanitize.
+    pub build: Build,
+}
+
+impl EmulatedGpu {
+    /// A GPU that leaves compiled kernels in `out`; or why there is none here.
+    ///
+    /// # Errors
+    /// Why, in a few words.
+    pub fn new(out: &Path) -> Result<Self, &'static str> {
+        Ok(Self {
+            compiler: Compiler::new(&Path::new(GDN).join("cuda"), out)?,
+            gpu: Gpu {
+                name: "emulated GPU".to_owned(),
+                capability: 90,
+                multiprocessors: 3,
+                shared_bytes: 227 << 10,
+                memory_gb_s: 4900,
+            },
+            schedule: 0,
+            build: Build::default(),
+        })
+    }
+
+    /// The compiler of its kernels.
+    pub fn compiler(&self) -> &Compiler {
+        &self.compiler
+    }
+
+    /// The CUDA backend on this GPU.
+    ///
+    /// # Errors
+    /// Those of [`gdn::Cuda`].
+    pub fn backend(&self) -> gdn::Result<gdn::Cuda> {
+        gdn::Cuda::on_runtime(Arc::new(self.clone()))
+    }
+
+    fn kernels(&self, kernel: &Kernel) -> gdn::Result<crate::Kernels> {
+        let mut build = self.build.clone();
+        build.defines.extend(kernel.defines());
+        let name = kernel.source.name();
+        let source = PathBuf::from(format!("{GDN}/ops/{name}/{name}.cu"));
+        self.compiler.kernels(&source, &build).map_err(failed)
+    }
+}
+
+/// The emulator's word as the backend's.
+fn failed(error: crate::Error) -> gdn::Error {
+    gdn::ErrorKind::Device { place: gdn::Place::Cuda(0), reason: error.to_string() }.into()
+}
+
+impl Runtime for EmulatedGpu {
+    fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    fn ordinal(&self) -> usize {
+        0
+    }
+
+    fn allocate(&self, bytes: usize) -> gdn::Result<(u64, Box<dyn Any + Send + Sync>)> {
+        let memory = Memory::poisoned(bytes);
+        Ok((memory.address(), Box::new(memory)))
+    }
+
+    unsafe fn upload(&self, to: u64, bytes: &[u8]) -> gdn::Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { pointer(to).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    unsafe fn download(&self, from: u64, bytes: &mut [u8]) -> gdn::Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { pointer(from).copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    unsafe fn zero(&self, at: u64, bytes: usize) -> gdn::Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { pointer(at).write_bytes(0, bytes) };
+        Ok(())
+    }
+
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> gdn::Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { pointer(from).copy_to_nonoverlapping(pointer(to), bytes) };
+        Ok(())
+    }
+
+    unsafe fn launch(
+        &self,
+        kernel: &Kernel,
+        geometry: &Geometry,
+        params: &[u8],
+    ) -> gdn::Result<()> {
+        let Geometry { grid, threads, shared_bytes, cluster, .. } = *geometry;
+        let schedule = self.schedule;
+        let launch = Launch { grid, block: threads, cluster, shared: shared_bytes, schedule };
+        let kernels = self.kernels(kernel)?;
+        // SAFETY: the caller's promise.
+        unsafe { kernels.launch(kernel.entry, launch, params) }.map_err(failed)
+    }
+
+    fn load(&self, kernel: &Kernel) -> gdn::Result<()> {
+        self.kernels(kernel).map(|_| ())
+    }
+
+    fn synchronize(&self) -> gdn::Result<()> {
+        Ok(())
+    }
+}
+
+/// An address that [`Memory::address`] exposed.
+fn pointer(address: u64) -> *mut u8 {
+    std::ptr::with_exposed_provenance_mut(address as usize)
+}

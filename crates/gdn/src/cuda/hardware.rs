@@ -1,0 +1,161 @@
+//! The runtime on a real GPU, over `gdn-cuda`.
+#![expect(unsafe_code, reason = "launches and copies trust the addresses they get")]
+
+use std::{
+    any::Any,
+    collections::HashMap,
+    fmt,
+    sync::{Mutex, PoisonError},
+};
+
+use gdn_cuda::{
+    Arena, DevicePtr, DeviceSlice, DeviceSliceMut, Function, KernelCache, KernelSource,
+    LaunchConfig, Stream,
+};
+
+use super::{
+    kernel::{HEADERS, Kernel},
+    runtime::Runtime,
+    tiles::{Geometry, Gpu},
+};
+use crate::{ErrorKind, Place, Result};
+
+/// A stream of a GPU and the kernels loaded there.
+pub(crate) struct Hardware {
+    gpu: Gpu,
+    stream: Stream,
+    cache: KernelCache,
+    functions: Mutex<HashMap<Kernel, Function>>,
+}
+
+impl Hardware {
+    pub(crate) fn new(stream: Stream) -> Self {
+        let info = stream.device().info();
+        let capability = info.compute_capability;
+        let gpu = Gpu {
+            name: info.name.clone(),
+            capability: capability.major * 10 + capability.minor,
+            multiprocessors: info.multiprocessors,
+            shared_bytes: info.max_block_shared_bytes,
+            memory_gb_s: (info.peak_bytes_per_second().unwrap_or(0.0) / 1e9) as u32,
+        };
+        let cache = KernelCache::new(stream.device());
+        Self { gpu, stream, cache, functions: Mutex::default() }
+    }
+
+    /// The kernel, compiled and loaded at its first use.
+    fn function(&self, kernel: &Kernel) -> Result<Function> {
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = functions.get(kernel) {
+            return Ok(function.clone());
+        }
+        let source = kernel.source;
+        let mut text = KernelSource::new(source.name(), source.text()).option("--fmad=false");
+        for (name, header) in HEADERS {
+            text = text.header(name, header);
+        }
+        for (name, value) in kernel.defines() {
+            text = text.option(format!("-D{name}={value}"));
+        }
+        if std::env::var_os("GDN_ALL_ARRIVE").is_some() {
+            text = text.option("-DGDN_ALL_ARRIVE=1");
+        }
+        let function = self.cache.function(&text, kernel.entry).map_err(|e| self.refused(e))?;
+        tracing::debug!(?kernel, info = ?function.info(), "kernel loaded");
+        functions.insert(*kernel, function.clone());
+        Ok(function)
+    }
+
+    fn refused(&self, error: gdn_cuda::Error) -> crate::Error {
+        let place = Place::Cuda(self.ordinal());
+        match error.kind() {
+            gdn_cuda::ErrorKind::NoCompiler => {
+                ErrorKind::Unavailable { backend: "cuda", reason: error.to_string() }.into()
+            }
+            _ => ErrorKind::Device { place, reason: error.to_string() }.into(),
+        }
+    }
+}
+
+impl Runtime for Hardware {
+    fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    fn ordinal(&self) -> usize {
+        self.stream.device().info().ordinal
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<(u64, Box<dyn Any + Send + Sync>)> {
+        let buffer = Arena::new(self.stream.device(), bytes).and_then(|a| a.alloc::<u8>(bytes));
+        let buffer = buffer.map_err(|e| self.refused(e))?;
+        Ok((buffer.ptr().address(), Box::new(buffer)))
+    }
+
+    unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
+        // SAFETY: the caller's promise.
+        let to = unsafe { device_mut(to, bytes.len(), self.ordinal()) };
+        self.stream.upload(to, bytes).map_err(|e| self.refused(e))
+    }
+
+    unsafe fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
+        // SAFETY: the caller's promise.
+        let from = unsafe { device(from, bytes.len(), self.ordinal()) };
+        self.stream.download(from, bytes).map_err(|e| self.refused(e))
+    }
+
+    unsafe fn zero(&self, at: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        let at = unsafe { device_mut(at, bytes, self.ordinal()) };
+        self.stream.fill_bytes(at, 0).map_err(|e| self.refused(e))
+    }
+
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        let (to, from) =
+            unsafe { (device_mut(to, bytes, self.ordinal()), device(from, bytes, self.ordinal())) };
+        self.stream.copy(to, from).map_err(|e| self.refused(e))
+    }
+
+    unsafe fn launch(&self, kernel: &Kernel, geometry: &Geometry, params: &[u8]) -> Result<()> {
+        let function = self.function(kernel)?;
+        let Geometry { grid, threads, shared_bytes, cluster, overlap } = *geometry;
+        let mut config = LaunchConfig::new(grid, [threads, 1, 1]).shared_bytes(shared_bytes);
+        if cluster > 1 {
+            config = config.cluster([cluster, 1, 1]);
+        }
+        if overlap && self.gpu.is_sm90() {
+            config = config.overlap_previous();
+        }
+        // SAFETY: the caller's promise.
+        unsafe { function.launch_bytes(&self.stream, &config, params) }.map_err(|e| self.refused(e))
+    }
+
+    fn load(&self, kernel: &Kernel) -> Result<()> {
+        self.function(kernel).map(|_| ())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.stream.synchronize().map_err(|e| self.refused(e))
+    }
+}
+
+/// # Safety
+/// As [`DeviceSlice::from_raw_parts`].
+unsafe fn device<'a>(address: u64, len: usize, gpu: usize) -> DeviceSlice<'a, u8> {
+    // SAFETY: passed on to the caller.
+    unsafe { DeviceSlice::from_raw_parts(DevicePtr::from_address(address), len, gpu) }
+}
+
+/// # Safety
+/// As [`DeviceSliceMut::from_raw_parts`].
+unsafe fn device_mut<'a>(address: u64, len: usize, gpu: usize) -> DeviceSliceMut<'a, u8> {
+    // SAFETY: passed on to the caller.
+    unsafe { DeviceSliceMut::from_raw_parts(DevicePtr::from_address(address), len, gpu) }
+}
+
+impl fmt::Debug for Hardware {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Hardware({}, {:?})", self.gpu.name, self.stream)
+    }
+}
