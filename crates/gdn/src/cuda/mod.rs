@@ -186,7 +186,9 @@ impl Cuda {
 
     /// Uploads the layer's weights, compiles and loads the kernels of all decode
     /// paths for batches of up to `rows` rows, and makes room for what lies
-    /// between the steps of a path: what the first calls would do otherwise.
+    /// between the steps of a path: what the first calls would do otherwise. A
+    /// graph keeps that room's address, so prepare for the largest batch before
+    /// the first capture.
     ///
     /// # Errors
     /// [`ErrorKind::Unavailable`] where there is no kernel compiler,
@@ -304,16 +306,17 @@ impl Cuda {
         Ok(())
     }
 
-    /// Readies a call on `rows` rows and a pool of so many slots.
+    /// Readies a call on a pool of so many slots; `None` if all that matters is
+    /// which rows are padding.
     fn call<'c, 'a>(
         &'c mut self,
         layer: &'c Layer,
         [activations, recurrent]: [DType; 2],
         slots: Slots<'_>,
-        pool: usize,
+        pool: Option<usize>,
     ) -> Result<Call<'c, 'a>> {
         let Self { runtime, weights, workspace, staged, error, overlap, force, .. } = self;
-        self.slots = pool;
+        self.slots = pool.unwrap_or(self.slots);
         let runtime = &*runtime;
         let weights = weights.get(runtime, layer)?;
         let mut stage = Stage::new(runtime, staged);
@@ -331,7 +334,7 @@ impl Cuda {
             slots: params::Slots {
                 slots: address,
                 error: error.address(),
-                n_slots: pool as i64,
+                n_slots: pool.map_or(i64::MAX, |slots| slots as i64),
                 b: rows as u32,
                 flags: Launcher::flags(spec, wide),
             },
@@ -346,7 +349,7 @@ impl Cuda {
             return Ok(());
         }
         let dtypes = [mixed_qkv.dtype(), recurrent.dtype()];
-        let mut call = self.call(layer, dtypes, slots, recurrent.slots())?;
+        let mut call = self.call(layer, dtypes, slots, Some(recurrent.slots()))?;
         let recurrence = call.recurrence([&mixed_qkv, &a, &b], recurrent, out)?;
         let overlap = call.overlap;
         call.recur(path, recurrence, overlap)?;
@@ -452,7 +455,7 @@ impl Backend for Cuda {
             return Ok(());
         }
         let dtypes = [mixed_qkv.dtype(), DType::F32];
-        let mut call = self.call(layer, dtypes, slots, conv.slots())?;
+        let mut call = self.call(layer, dtypes, slots, Some(conv.slots()))?;
         let x = call.stage.rows(&mixed_qkv)?;
         let (ring, y) = (call.ring(conv)?, call.stage.out(out)?);
         ops::conv::cuda::launch(&call.launcher, x, ring, y)?;
@@ -474,7 +477,7 @@ impl Backend for Cuda {
         if rows == 0 {
             return Ok(());
         }
-        let mut call = self.call(layer, [dtype, DType::F32], slots, usize::MAX >> 1)?;
+        let mut call = self.call(layer, [dtype, DType::F32], slots, None)?;
         let (o, z) = (call.stage.rows(&o)?, call.stage.rows(&z)?);
         let out = call.stage.out(out)?;
         let norm = Norm { rows, o, o_dtype: dtype, z, out: out.address, owner: 0 };
@@ -489,7 +492,7 @@ impl Backend for Cuda {
             return Ok(());
         }
         let dtypes = [mixed_qkv.dtype(), state.recurrent.dtype()];
-        let mut call = self.call(layer, dtypes, slots, state.recurrent.slots())?;
+        let mut call = self.call(layer, dtypes, slots, Some(state.recurrent.slots()))?;
         let ring = call.ring(state.conv)?;
         let z = call.stage.rows(&z)?;
         let recurrence = call.recurrence([&mixed_qkv, &a, &b], state.recurrent, out)?;
@@ -513,7 +516,7 @@ impl Backend for Cuda {
         }
         let count = mixed_qkv.rows();
         let dtypes = [mixed_qkv.dtype(), state.recurrent.dtype()];
-        let mut call = self.call(layer, dtypes, slots, state.recurrent.slots())?;
+        let mut call = self.call(layer, dtypes, slots, Some(state.recurrent.slots()))?;
         let mut starts = vec![0i32];
         let mut sequences = Vec::with_capacity(count);
         for (sequence, &length) in lengths.iter().enumerate() {
