@@ -13,10 +13,11 @@ const MAX_LINES: usize = 600;
 
 /// What may hold unsafe code, a module or a folder, each with a reason in
 /// ARCHITECTURE.md.
-const UNSAFE: [&str; 10] = [
+const UNSAFE: [&str; 11] = [
     "crates/gdn-cli/src/bench/gpu.rs",
     "crates/gdn-cuda/",
     "crates/gdn-emu/",
+    "crates/gdn-model/src/weights/map.rs",
     "crates/gdn/src/cuda/hardware.rs",
     "crates/gdn/src/cuda/launch.rs",
     "crates/gdn/src/cuda/runtime.rs",
@@ -77,7 +78,8 @@ fn check_file(name: &str, text: &str, found: &mut Vec<String>) {
         found.push(format!("{name}: {lines} lines; split it by what it is about"));
     }
     let allows = ["expect(unsafe_code", "allow(unsafe_code"].iter().any(|lint| text.contains(lint));
-    let in_tests = name.contains("/tests/") || name.starts_with("xtask/");
+    let in_tests = ["/tests/", "/examples/"].iter().any(|folder| name.contains(folder))
+        || name.starts_with("xtask/");
     let listed = UNSAFE.iter().any(|place| match place.ends_with('/') {
         true => name.starts_with(place),
         false => name == *place,
