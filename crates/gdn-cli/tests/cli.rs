@@ -135,6 +135,7 @@ fn flags_of_the_other_backend_are_refused() {
         assert!(error.contains(flag) && error.contains("--backend"), "{args}: {error}");
     }
     gdn("bench --fused-tile nonsense").assert().code(2);
+    gdn("bench --overlap --warm").assert().code(2);
 }
 
 const FEW: &str = "K=33 V=47 pool=6 f32/f32";

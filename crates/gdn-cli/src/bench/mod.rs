@@ -36,6 +36,10 @@ pub(crate) fn run(args: &BenchArgs, out: &mut impl Write) -> anyhow::Result<()> 
     let json = OutputFile::of("--json", args.json.as_deref())?;
     let plot = OutputFile::of("--plot", args.plot.as_deref())?;
     let mut backend = args.backend.open()?;
+    if args.overlap && args.warm {
+        let why = "--overlap lets a launch read slots that the one before may still write";
+        return Err(Usage(format!("{why}, and with --warm they are the same: drop one")).into());
+    }
     let memory = match &backend {
         AnyBackend::Cpu(_)
             if args.overlap || args.packed_tile.is_some() || args.fused_tile.is_some() =>
