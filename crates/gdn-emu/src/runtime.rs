@@ -128,10 +128,6 @@ impl Runtime for EmulatedGpu {
         unsafe { kernels.launch(kernel.entry, launch, params) }.map_err(failed)
     }
 
-    fn load(&self, kernel: &Kernel) -> gdn::Result<()> {
-        self.kernels(kernel).map(|_| ())
-    }
-
     fn synchronize(&self) -> gdn::Result<()> {
         Ok(())
     }

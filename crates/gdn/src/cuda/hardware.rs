@@ -131,10 +131,6 @@ impl Runtime for Hardware {
         unsafe { function.launch_bytes(&self.stream, &config, params) }.map_err(|e| self.refused(e))
     }
 
-    fn load(&self, kernel: &Kernel) -> Result<()> {
-        self.function(kernel).map(|_| ())
-    }
-
     fn synchronize(&self) -> Result<()> {
         self.stream.synchronize().map_err(|e| self.refused(e))
     }

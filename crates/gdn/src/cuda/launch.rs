@@ -62,8 +62,7 @@ impl Launcher<'_> {
     /// The tile of an operator for this batch, and its launch.
     pub(crate) fn tile(&self, operator: Tiled, aligned: bool) -> (Tile, Geometry) {
         let Self { spec, activations, recurrent, .. } = *self;
-        let (head_k, head_v) = (spec.head_k(), spec.head_v());
-        let want = Want { operator, head_k, head_v, activations, recurrent };
+        let want = Want::new(operator, spec, activations, recurrent);
         let gpu = self.runtime.gpu();
         let pairs = self.rows * spec.v_heads();
         let forced = if self.force.is_empty() { None } else { self.force.get(&operator) };

@@ -28,7 +28,7 @@ use self::{
     launch::{Launcher, Strided},
     runtime::{Block, Runtime},
     stage::{Buffer, Stage},
-    tiles::{Gpu, Tile, Tiled, Want},
+    tiles::{Tile, Tiled, Want},
     weights::WeightCache,
 };
 use crate::{
@@ -160,12 +160,6 @@ impl Cuda {
         &self.runtime.gpu().name
     }
 
-    /// What tiles are chosen by.
-    #[doc(hidden)]
-    pub fn gpu(&self) -> &Gpu {
-        self.runtime.gpu()
-    }
-
     /// Lets packed decode and the fused step start while the kernel before them
     /// on the stream still runs, and load state meanwhile (programmatic
     /// dependent launch, on GPUs that have it). That kernel must write none of
@@ -249,8 +243,7 @@ impl Cuda {
     ) -> Vec<usize> {
         let tiles = |rows: usize| {
             [Tiled::Split, Tiled::Packed, Tiled::Fused].map(|operator| {
-                let (head_k, head_v) = (spec.head_k(), spec.head_v());
-                let want = Want { operator, head_k, head_v, activations, recurrent };
+                let want = Want::new(operator, spec, activations, recurrent);
                 want.tile(self.runtime.gpu(), rows * spec.v_heads(), true)
             })
         };
@@ -415,16 +408,15 @@ impl Backend for Cuda {
     fn supports(&self, path: DecodePath, spec: &DecodeSpec<'_>) -> Result<(), Unsupported> {
         let DecodeSpec { layer, activations, recurrent } = *spec;
         let gpu = self.runtime.gpu();
-        let (head_k, head_v) = (layer.head_k(), layer.head_v());
         let operator = match path {
             DecodePath::Split => Tiled::Split,
             DecodePath::Packed => Tiled::Packed,
             DecodePath::Fused => Tiled::Fused,
         };
-        let want = Want { operator, head_k, head_v, activations, recurrent };
+        let want = Want::new(operator, layer, activations, recurrent);
         // Every other tile was chosen to fit.
         let tile = want.tile(gpu, 1, false);
-        let shared = tile.shared(operator, head_k, head_v, recurrent);
+        let shared = tile.shared(operator, layer.head_k(), layer.head_v(), recurrent);
         let limit = gpu.shared_bytes as usize;
         let no = |reason: String| Err(Unsupported { reason });
         if gpu.capability < 80 {

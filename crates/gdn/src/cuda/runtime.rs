@@ -59,12 +59,6 @@ pub trait Runtime: fmt::Debug + Send + Sync {
     /// addresses name is memory of this device of the shape that they say.
     unsafe fn launch(&self, kernel: &Kernel, geometry: &Geometry, params: &[u8]) -> Result<()>;
 
-    /// Compiles and loads a kernel, so that its first launch need not.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Device`](crate::ErrorKind::Device) with the compiler's log.
-    fn load(&self, kernel: &Kernel) -> Result<()>;
-
     /// Waits for all work.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::DType;
+use crate::{DType, LayerSpec};
 
 /// What tiles depend on in a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,8 +137,8 @@ struct Line {
     from: u32,
     /// K and V.
     dims: (u32, u32),
-    /// Whether state is f32, else 16 bits wide.
-    f32_state: bool,
+    /// Whether state is f32, else 16 bits wide, if that matters.
+    f32_state: Option<bool>,
     /// Whether activations are f32, if that matters.
     f32_activations: Option<bool>,
     /// The least peak rate of the memory, in GB/s.
@@ -159,7 +159,13 @@ const fn line(
     tile: Tile,
 ) -> Line {
     let (dims, f32_activations, from_gb_s) = ((dim, dim), None, 0);
+    let f32_state = Some(f32_state);
     Line { operator, from, dims, f32_state, f32_activations, from_gb_s, pairs, tile }
+}
+
+/// Whatever the dtypes and the batch.
+const fn default(operator: Tiled, from: u32, dim: u32, tile: Tile) -> Line {
+    Line { f32_state: None, ..line(operator, from, dim, false, MORE, tile) }
 }
 
 use Tiled::{Fused, Packed, Prefill, Split};
@@ -173,21 +179,15 @@ const TABLE: &[Line] = &[
     line(Packed, 90, 128, true, MORE, direct(2, 4, 1, 2)),
     line(Packed, 90, 128, false, 64, direct(1, 4, 1, 2)),
     line(Packed, 90, 128, false, MORE, direct(4, 8, 1, 2)),
-    line(Packed, 0, 128, true, MORE, direct(4, 8, 1, 1)),
-    line(Packed, 0, 128, false, MORE, direct(4, 8, 1, 1)),
-    line(Packed, 0, 64, true, MORE, direct(4, 8, 1, 1)),
-    line(Packed, 0, 64, false, MORE, direct(4, 8, 1, 1)),
-    line(Packed, 0, 256, true, MORE, direct(4, 8, 1, 1)),
-    line(Packed, 0, 256, false, MORE, direct(4, 8, 1, 1)),
+    default(Packed, 0, 128, direct(4, 8, 1, 1)),
+    default(Packed, 0, 64, direct(4, 8, 1, 1)),
+    default(Packed, 0, 256, direct(4, 8, 1, 1)),
     line(Split, 90, 128, true, MORE, direct(1, 8, 1, 2)),
     line(Split, 90, 128, false, 64, direct(1, 4, 1, 2)),
     line(Split, 90, 128, false, MORE, direct(4, 8, 1, 2)),
-    line(Split, 0, 128, true, MORE, direct(4, 8, 1, 1)),
-    line(Split, 0, 128, false, MORE, direct(4, 8, 1, 1)),
-    line(Split, 0, 64, true, MORE, direct(4, 8, 1, 1)),
-    line(Split, 0, 64, false, MORE, direct(4, 8, 1, 1)),
-    line(Split, 0, 256, true, MORE, direct(4, 8, 1, 1)),
-    line(Split, 0, 256, false, MORE, direct(4, 8, 1, 1)),
+    default(Split, 0, 128, direct(4, 8, 1, 1)),
+    default(Split, 0, 64, direct(4, 8, 1, 1)),
+    default(Split, 0, 256, direct(4, 8, 1, 1)),
     line(Fused, 90, 128, true, 64, direct(4, 8, 4, 2)),
     line(Fused, 90, 128, true, 512, direct(4, 16, 2, 1)),
     line(Fused, 90, 128, true, 2048, stream(8, 4, 12, 1, 1, 2)),
@@ -197,18 +197,12 @@ const TABLE: &[Line] = &[
     line(Fused, 90, 128, false, 2048, stream(8, 8, 6, 1, 1, 1)),
     Line { f32_activations: Some(true), ..line(Fused, 90, 128, false, MORE, direct(4, 16, 2, 2)) },
     line(Fused, 90, 128, false, MORE, direct(4, 32, 1, 2)),
-    line(Fused, 0, 128, true, MORE, direct(8, 16, 1, 1)),
-    line(Fused, 0, 128, false, MORE, direct(8, 16, 1, 1)),
-    line(Fused, 0, 64, true, MORE, direct(4, 16, 1, 1)),
-    line(Fused, 0, 64, false, MORE, direct(4, 16, 1, 1)),
-    line(Fused, 90, 256, true, MORE, direct(4, 16, 4, 1)),
-    line(Fused, 90, 256, false, MORE, direct(4, 16, 4, 1)),
-    line(Prefill, 0, 128, true, MORE, direct(4, 8, 1, 1)),
-    line(Prefill, 0, 128, false, MORE, direct(4, 8, 1, 1)),
-    line(Prefill, 0, 64, true, MORE, direct(4, 8, 1, 1)),
-    line(Prefill, 0, 64, false, MORE, direct(4, 8, 1, 1)),
-    line(Prefill, 0, 256, true, MORE, direct(4, 8, 1, 1)),
-    line(Prefill, 0, 256, false, MORE, direct(4, 8, 1, 1)),
+    default(Fused, 0, 128, direct(8, 16, 1, 1)),
+    default(Fused, 0, 64, direct(4, 16, 1, 1)),
+    default(Fused, 90, 256, direct(4, 16, 4, 1)),
+    default(Prefill, 0, 128, direct(4, 8, 1, 1)),
+    default(Prefill, 0, 64, direct(4, 8, 1, 1)),
+    default(Prefill, 0, 256, direct(4, 8, 1, 1)),
 ];
 
 /// What a tile is chosen for.
@@ -227,6 +221,11 @@ pub struct Want {
 }
 
 impl Want {
+    /// For a layer of this shape.
+    pub fn new(operator: Tiled, spec: &LayerSpec, activations: DType, recurrent: DType) -> Self {
+        Self { operator, head_k: spec.head_k(), head_v: spec.head_v(), activations, recurrent }
+    }
+
     /// The tile for this many (row, value head) pairs. Bulk copies, which streams
     /// are made of, move aligned memory alone.
     pub fn tile(&self, gpu: &Gpu, pairs: usize, aligned: bool) -> Tile {
@@ -263,7 +262,7 @@ impl Want {
                 && line.from <= capability
                 && line.from_gb_s <= gpu.memory_gb_s
                 && line.dims == (head_k as u32, head_v as u32)
-                && line.f32_state == (recurrent == DType::F32)
+                && line.f32_state.is_none_or(|f32| f32 == (recurrent == DType::F32))
                 && line.f32_activations.is_none_or(|f32| f32 == (activations == DType::F32))
                 && line.tile.shared(operator, head_k, head_v, recurrent) <= shared as usize
         })
