@@ -16,7 +16,6 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <random>
 #include <utility>
 #include <vector>
 #if defined(__SANITIZE_ADDRESS__)
@@ -87,9 +86,21 @@ struct Barrier {
     if (--live > 0 && waiting == live) release();
   }
 };
+// Not of <random>, which takes longer to compile than most kernels.
+struct Random {
+  uint64_t state;
+  explicit Random(uint64_t seed) : state(seed) {}
+  uint32_t operator()() {  // splitmix64
+    uint64_t x = state += 0x9e3779b97f4a7c15;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
+    x = (x ^ x >> 27) * 0x94d049bb133111eb;
+    return (x ^ x >> 31) >> 32;
+  }
+};
 struct Warp {
   Barrier barrier;
   uint64_t lane[2][32];  // what each lane offers, in even and in odd shuffles
+  alignas(16) char wide[2][32 * 32];  // the same, of what is more than a value
 };
 struct Cta {
   Barrier barrier;
@@ -97,7 +108,10 @@ struct Cta {
   dim3 index;
   char* shared = nullptr;
 };
+struct Copy { char* to; const char* from; long group; };  // 16 bytes, or zeros
 struct Fibre {
+  std::vector<Copy> copies;  // asynchronous ones that are under way
+  long groups = 0;           // of copies, committed so far
   char* stack = nullptr;
   void* sp = nullptr;
   unsigned cta = 0, thread = 0, syncs = 0;
@@ -134,6 +148,52 @@ template <class T> T shuffle_xor(T value, unsigned mask) {
   return value;
 }
 
+// What all lanes offer, put together in the order of lanes.
+template <class T, class F> T fold(T value, F both) {
+  Warp& w = warp();
+  const unsigned turn = w.barrier.generation & 1;
+  memcpy(&w.lane[turn][now->thread & 31], &value, sizeof value);
+  w.barrier.pass();
+  memcpy(&value, &w.lane[turn][0], sizeof value);
+  for (unsigned lane = 1; lane < 32; lane++) {
+    T other;
+    memcpy(&other, &w.lane[turn][lane], sizeof other);
+    value = both(value, other);
+  }
+  return value;
+}
+
+template <class T> T replace(T* p, T value) {
+  const T old = *p;
+  *p = value;
+  return old;
+}
+
+void copy16(const Copy& c) { c.from ? memcpy(c.to, c.from, 16) : memset(c.to, 0, 16); }
+
+// An asynchronous copy is done at once or as late as may be, by turns that no kernel knows.
+void copy_async(char* to, const char* from) {
+  static Random turns(1);
+  const Copy copy = {to, from, now->groups};
+  turns() & 64 ? copy16(copy) : now->copies.push_back(copy);
+}
+
+void copy_wait(int pending) {  // until no more than so many of the committed groups are pending
+  std::vector<Copy> late;
+  for (const Copy& c : now->copies) c.group < now->groups - pending ? copy16(c) : late.push_back(c);
+  now->copies.swap(late);
+}
+
+// What every lane offers, in the order of lanes, until the next but one of these.
+template <class T> const T* gather(const T& value) {
+  static_assert(sizeof value <= 32, "one lane's share");
+  Warp& w = warp();
+  T* all = reinterpret_cast<T*>(w.wide[w.barrier.generation & 1]);
+  all[now->thread & 31] = value;
+  w.barrier.pass();
+  return all;
+}
+
 void fibre_main() {
   kernel(params);
   now->done = true;
@@ -156,9 +216,11 @@ void prepare(Fibre& f) {
   f.sp = top;
   f.done = false;
   f.syncs = 0;
+  f.copies.clear();
+  f.groups = 0;
 }
 
-Status run_cluster(const Launch& l, dim3 first, std::mt19937& random) {
+Status run_cluster(const Launch& l, dim3 first, Random& random) {
   const unsigned total = l.cluster * l.block;
   if (fibres.size() < total) fibres.resize(total);
   ctas.assign(l.cluster, Cta{});
@@ -202,10 +264,23 @@ void gdn_emu_cluster_sync() { emu::cluster_barrier.pass(); }
 void* gdn_emu_map_shared(void* here, unsigned rank) {
   return emu::ctas[rank].shared + (static_cast<char*>(here) - emu::cta().shared);
 }
+void gdn_emu_copy_async(void* to, const void* from) { emu::copy_async((char*)to, (const char*)from); }
+void gdn_emu_copy_commit() { emu::now->groups++; }
+void gdn_emu_copy_wait(int pending) { emu::copy_wait(pending); }
+template <class T> const T* gdn_emu_gather(const T& value) { return emu::gather(value); }
 template <class T> T atomicCAS(T* p, T expected, T desired) {
   const T old = *p;
   if (old == expected) *p = desired;
   return old;
+}
+template <class T> T atomicAdd(T* p, T value) { return emu::replace<T>(p, *p + value); }
+template <class T> T atomicOr(T* p, T value) { return emu::replace<T>(p, *p | value); }
+unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(static_cast<uint64_t>(a) * b >> 32); }
+unsigned __reduce_max_sync(unsigned, unsigned value) {
+  return emu::fold(value, [](unsigned a, unsigned b) { return a > b ? a : b; });
+}
+unsigned __reduce_min_sync(unsigned, unsigned value) {
+  return emu::fold(value, [](unsigned a, unsigned b) { return a < b ? a : b; });
 }
 }  // namespace
 
@@ -215,7 +290,7 @@ extern "C" int gdn_emu_launch(emu::Kernel kernel, const emu::Launch* l, const vo
   emu::kernel = kernel;
   emu::grid = {l->grid[0], l->grid[1], l->grid[2]};
   emu::block = {l->block, 1, 1};
-  std::mt19937 random(l->schedule);
+  emu::Random random(l->schedule);
   for (unsigned z = 0; z < l->grid[2]; z++)
     for (unsigned y = 0; y < l->grid[1]; y++)
       for (unsigned x = 0; x < l->grid[0]; x += l->cluster)
@@ -229,5 +304,9 @@ extern "C" int gdn_emu_launch(emu::Kernel kernel, const emu::Launch* l, const vo
 #define blockDim emu::block
 #define gridDim emu::grid
 #define __syncthreads() emu::sync_threads()
+#define __threadfence() ((void)0)
 #define __syncwarp() emu::warp().barrier.pass()
 #define __shfl_xor_sync(lanes, value, mask) emu::shuffle_xor(value, mask)
+#define __shfl_sync(lanes, value, lane) emu::shuffle_xor(value, ((lane) ^ threadIdx.x) & 31)
+#define __popc(bits) __builtin_popcount(bits)
+#define __ffs(bits) __builtin_ffs(bits)

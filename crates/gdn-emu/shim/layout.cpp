@@ -5,4 +5,5 @@ extern "C" const size_t gdn_emu_sizes[] = {
     sizeof(GdnSlots),    sizeof(GdnRing),     sizeof(ConvParams),  sizeof(GatesParams),
     sizeof(SplitCopyParams), sizeof(SplitParams), sizeof(PackedParams), sizeof(FusedParams),
     sizeof(NormParams),  sizeof(PrefillParams), sizeof(PrefillConvParams),
+    sizeof(GdnChunks),   sizeof(ChunkConvParams), sizeof(ChunkParams),
 };

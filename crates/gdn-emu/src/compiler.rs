@@ -63,6 +63,30 @@ impl Compiler {
         Kernels::load(&self.library(source, &["-include", &shim, "-x", "c++"], build)?)
     }
 
+    /// Writes a source and what it includes to files, and gives a compiler for it.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn source(
+        &self,
+        name: &str,
+        text: &str,
+        headers: &[(&str, &str)],
+    ) -> Result<(Self, PathBuf)> {
+        let mut hasher = DefaultHasher::new();
+        (name, text, headers).hash(&mut hasher);
+        let folder = self.out.join(format!("{name}-{:016x}", hasher.finish()));
+        let source = folder.join(format!("{name}.cu"));
+        if !source.exists() {
+            fs::create_dir_all(&folder)?;
+            for (name, text) in headers {
+                write(&folder.join(name), text)?;
+            }
+            write(&source, text)?;
+        }
+        Ok((Self { headers: folder, out: self.out.clone() }, source))
+    }
+
     /// The size of each struct of `params.cuh`, in its order.
     ///
     /// # Errors
@@ -102,9 +126,7 @@ impl Compiler {
             return Ok(library);
         }
         fs::create_dir_all(&self.out)?;
-        // Built beside it and moved, so that who finds it finds it whole.
-        let thread = std::thread::current().id();
-        let part = library.with_extension(format!("{}-{thread:?}", process::id()));
+        let part = beside(&library);
         let output = command.arg("-o").arg(&part).output()?;
         if !output.status.success() {
             return Err(Error::Compile(String::from_utf8_lossy(&output.stderr).into_owned()));
@@ -129,4 +151,17 @@ impl Compiler {
         }
         Ok(hasher.finish())
     }
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    let part = beside(path);
+    fs::write(&part, text)?;
+    Ok(fs::rename(part, path)?)
+}
+
+/// Where to make a file before it is moved to `path`, so that who finds it finds
+/// it whole.
+fn beside(path: &Path) -> PathBuf {
+    let thread = std::thread::current().id();
+    path.with_extension(format!("{}-{thread:?}", process::id()))
 }

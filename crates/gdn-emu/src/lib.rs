@@ -9,8 +9,8 @@
 //! AddressSanitizer and UBSan.
 //!
 //! It shows what a kernel computes, not how a GPU runs it: no timing, no memory
-//! order weaker than the program's, no inline PTX. `cuda/common.cuh` of `gdn`
-//! has a CPU body for every machine operation that the kernels use.
+//! order weaker than the program's, no inline PTX. `common.cuh` and `mma.cuh` of
+//! `gdn` have a CPU body for every machine operation that the kernels use.
 #![allow(unsafe_code)] // Foreign code on raw memory; each block says why it is sound.
 #![deny(missing_docs)]
 

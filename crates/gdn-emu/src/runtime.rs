@@ -9,7 +9,7 @@ use std::{
 
 use gdn::cuda::{
     kernel::Kernel,
-    runtime::Runtime,
+    runtime::{KernelText, Loaded, Runtime},
     tiles::{Geometry, Gpu},
 };
 
@@ -65,9 +65,29 @@ impl EmulatedGpu {
     fn kernels(&self, kernel: &Kernel) -> gdn::Result<crate::Kernels> {
         let mut build = self.build.clone();
         build.defines.extend(kernel.defines());
-        let name = kernel.source.name();
-        let source = PathBuf::from(format!("{GDN}/ops/{name}/{name}.cu"));
+        let source = PathBuf::from(format!("{GDN}/ops/{}", kernel.source.path()));
         self.compiler.kernels(&source, &build).map_err(failed)
+    }
+
+    fn loaded(&self, kernels: crate::Kernels, entry: &'static str) -> OnCpu {
+        OnCpu { kernels, entry, schedule: self.schedule }
+    }
+}
+
+#[derive(Debug)]
+struct OnCpu {
+    kernels: crate::Kernels,
+    entry: &'static str,
+    schedule: u32,
+}
+
+impl Loaded for OnCpu {
+    unsafe fn launch(&self, geometry: &Geometry, params: &[u8]) -> gdn::Result<()> {
+        let Geometry { grid, threads, shared_bytes, cluster, .. } = *geometry;
+        let schedule = self.schedule;
+        let launch = Launch { grid, block: threads, cluster, shared: shared_bytes, schedule };
+        // SAFETY: the caller's promise.
+        unsafe { self.kernels.launch(self.entry, launch, params) }.map_err(failed)
     }
 }
 
@@ -120,12 +140,22 @@ impl Runtime for EmulatedGpu {
         geometry: &Geometry,
         params: &[u8],
     ) -> gdn::Result<()> {
-        let Geometry { grid, threads, shared_bytes, cluster, .. } = *geometry;
-        let schedule = self.schedule;
-        let launch = Launch { grid, block: threads, cluster, shared: shared_bytes, schedule };
-        let kernels = self.kernels(kernel)?;
+        let loaded = self.loaded(self.kernels(kernel)?, kernel.entry);
         // SAFETY: the caller's promise.
-        unsafe { kernels.launch(kernel.entry, launch, params) }.map_err(failed)
+        unsafe { loaded.launch(geometry, params) }
+    }
+
+    fn load(&self, kernel: &KernelText<'_>) -> gdn::Result<Arc<dyn Loaded>> {
+        let mut build = self.build.clone();
+        build.defines.extend(kernel.defines.iter().cloned());
+        let source = self.compiler.source(kernel.name, kernel.text, kernel.headers);
+        let (compiler, source) = source.map_err(failed)?;
+        let kernels = compiler.kernels(&source, &build).map_err(failed)?;
+        Ok(Arc::new(self.loaded(kernels, kernel.entry)))
+    }
+
+    fn stream(&self) -> Option<&gdn_cuda::Stream> {
+        None
     }
 
     fn synchronize(&self) -> gdn::Result<()> {

@@ -12,7 +12,7 @@ use gdn::{
     ErrorKind, HeadOrder, LayerSpec, LayerStep, PrefillForm,
     cuda::{
         params,
-        tiles::{ANY, Tile, Tiled, direct, stream},
+        tiles::{ANY, Tile, Tiled, chunk, direct, stream},
     },
 };
 use gdn_check::{Case, Operator, Outcome, Problem, Tensor};
@@ -23,6 +23,7 @@ use gdn_emu::{Build, EmulatedGpu};
 const SCHEDULES: [u32; 4] = [0, 1, 2, 3];
 
 const PREFILL: Operator = Operator::Prefill(PrefillForm::Recurrent);
+const CHUNKED: Operator = Operator::Prefill(PrefillForm::Chunked);
 
 /// The emulated GPU, or `None` with a line saying why the test is skipped.
 fn gpu() -> Option<EmulatedGpu> {
@@ -39,10 +40,16 @@ fn case(rows: usize, k: usize, v: usize, activations: DType, recurrent: DType) -
 
 fn backend(gpu: &EmulatedGpu, tile: Tile) -> Cuda {
     let mut cuda = gpu.backend().unwrap();
-    for operator in [Tiled::Split, Tiled::Packed, Tiled::Fused, Tiled::Prefill] {
+    for operator in [Tiled::Split, Tiled::Packed, Tiled::Fused, Tiled::Prefill, Tiled::Chunked] {
         cuda.force_tile(operator, tile);
     }
     cuda
+}
+
+/// A padding row and one of so many tokens.
+fn tokens(steps: usize, activations: DType, recurrent: DType) -> Case {
+    let spec = LayerSpec::new(1, 2, 128, 128).unwrap();
+    Case { spec, steps, ..case(2, 128, 128, activations, recurrent) }
 }
 
 /// Runs and compares with the oracle.
@@ -159,6 +166,30 @@ fn odd_head_dims_and_odd_strides() {
     check_all(Case { row_gap: 5, slot_gap: 7, ..case }, &ANY_DIMS);
 }
 
+#[test]
+fn chunks_of_tokens() {
+    check_all(
+        tokens(70, BF16, F32),
+        &[(CHUNKED, chunk(2, 2, 2)), (CHUNKED, chunk(4, 2, 1)), (CHUNKED, chunk(4, 1, 1))],
+    );
+    let case = tokens(65, F32, BF16);
+    let spec = case.spec.clone().with_head_order(HeadOrder::Tiled);
+    let spec = spec.with_qk_l2norm(false).with_conv_width(3).unwrap();
+    check_all(Case { spec, row_gap: 5, ..case }, &[(CHUNKED, chunk(2, 1, 1))]);
+}
+
+/// Three chunks, so that every buffer is used again.
+#[test]
+fn the_tile_of_a_chunk_does_not_matter() {
+    let Some(mut gpu) = gpu() else { return };
+    gpu.schedule = 1;
+    let problem = Problem::new(tokens(130, BF16, F32));
+    let first = check(&gpu, &problem, CHUNKED, chunk(1, 2, 2));
+    for tile in [chunk(2, 2, 2), chunk(2, 2, 1), chunk(8, 2, 1), chunk(2, 1, 1)] {
+        assert!(same(&check(&gpu, &problem, CHUNKED, tile), &first), "{tile:?}");
+    }
+}
+
 /// All tiles of a shape round alike, and so do aligned and unaligned memory.
 #[test]
 fn the_tile_does_not_matter() {
@@ -224,13 +255,17 @@ fn a_slot_out_of_range_is_padding_and_is_reported() {
 fn a_barrier_left_out_is_found() {
     let Some(gpu) = gpu() else { return };
     let problem = Problem::new(Case { padding: false, ..case(1, 128, 128, BF16, F32) });
+    let chunks = Problem::new(Case { rows: 1, padding: false, ..tokens(130, BF16, F32) });
     let barriers = [
         (layer(Packed), ANY, 1),
         (layer(Fused), ANY, 2),
         (layer(Fused), direct(4, 32, 1, 1), 2),
         (PREFILL, direct(4, 8, 1, 1), 1),
+        (CHUNKED, chunk(2, 2, 2), 5),
+        (CHUNKED, chunk(2, 1, 1), 2),
     ];
     for (operator, tile, count) in barriers {
+        let problem = if operator == CHUNKED { &chunks } else { &problem };
         let whole = problem.run(&mut backend(&gpu, tile), operator).unwrap();
         for barrier in 0..count {
             let build = Build::default().define("GDN_DROP_SYNC", barrier);
@@ -279,6 +314,10 @@ fn no_access_out_of_bounds() {
         }
     };
     sanitized(case(2, 33, 47, F32, BF16), &ANY_DIMS);
+    let chunks = Case { row_gap: 0, slot_gap: 0, ..tokens(65, BF16, F32) };
+    sanitized(chunks.clone(), &[(CHUNKED, chunk(2, 2, 2))]);
+    let chunks = chunks.with_dtypes(F32, BF16);
+    sanitized(Case { row_gap: 5, slot_gap: 7, ..chunks }, &[(CHUNKED, chunk(2, 1, 1))]);
     sanitized(
         Case { row_gap: 0, slot_gap: 0, ..case(2, 128, 128, BF16, F32) },
         &[

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Args, DTypes, Layout, Op, Sequence, World, backend, backends};
-use gdn::{DType, Element, LayerSpec, PoolOptions, StatePool, bf16, f16};
+use gdn::{DType, Element, LayerSpec, PoolOptions, PrefillForm, StatePool, bf16, f16};
 use gdn_check::Tensor;
 
 /// A number of each tensor that a sequence brings.
@@ -48,6 +48,29 @@ fn they_stay_in_their_row() {
                     }
                 }
             }
+        }
+    }
+}
+
+/// Those head dims that a GPU has chunks for, and more than one of them.
+#[test]
+fn they_stay_in_their_sequence_of_chunks() {
+    const BAD: usize = 1;
+    let spec = LayerSpec::new(1, 2, 128, 128).unwrap();
+    let (op, layout) = (Op::Prefill(PrefillForm::Chunked), Layout::dense(0..3));
+    let dtypes = DTypes { activations: DType::BF16, recurrent: DType::F32 };
+    let world = || World::new(&spec, dtypes, &[2, 66, 1], 29);
+    let clean = world().run(&mut *backend(), op, &layout);
+    for (what, number) in NUMBERS {
+        for value in [f32::NAN, f32::INFINITY] {
+            let mut world = world();
+            *number(&mut world.sequences[BAD]) = value;
+            let got = world.run(&mut *backend(), op, &layout);
+            for i in [0, 2] {
+                assert!(got[i].same(&clean[i]), "{value} in {what} reached sequence {i}");
+            }
+            let shows = got[BAD].out.iter().flatten().any(|x| x.is_nan());
+            assert!(shows || !value.is_nan(), "{value} in {what} does not show");
         }
     }
 }

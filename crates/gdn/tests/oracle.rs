@@ -3,8 +3,8 @@
 
 mod common;
 
-use common::{DTypes, Layout, Op, World, backend, prefill_forms};
-use gdn::{DType, DecodePath::*, LayerSpec};
+use common::{DTypes, Layout, Op, Sequence, Trace, World, backend, prefill_forms};
+use gdn::{DType, DecodePath::*, LayerSpec, PrefillForm};
 use gdn_check::{Case, Operator, Outcome, Problem};
 
 fn check(case: Case) {
@@ -95,16 +95,57 @@ fn prefills_of_many_tokens() {
 /// the tokens behind it to be less exact.
 #[test]
 fn one_token_may_forget_everything() {
-    let spec = LayerSpec::new(1, 2, 16, 16).unwrap();
-    for a in [1e2, 1e4, 1e30, f32::INFINITY] {
-        let mut world = World::new(&spec, DTypes::F32, &[6], 3);
-        world.sequences[0].tokens[2].a.fill(a);
-        for op in Op::all().filter(|op| op.has_recurrent()) {
-            let [trace] = &world.run(&mut *backend(), op, &Layout::dense([0]))[..] else {
+    for (dim, at) in [(16, 2), (128, 2), (128, 40)] {
+        let spec = LayerSpec::new(1, 2, dim, dim).unwrap();
+        for a in [1e2, 1e4, 1e30, f32::INFINITY] {
+            let mut world = World::new(&spec, DTypes::F32, &[at + 4], 3);
+            world.sequences[0].tokens[at].a.fill(a);
+            let few = |op: &Op| op.has_recurrent() && (at == 2 || op.is_prefill());
+            for op in Op::all().filter(few) {
+                let [trace] = &world.run(&mut *backend(), op, &Layout::dense([0]))[..] else {
+                    panic!("one sequence")
+                };
+                let error = trace.wide().error(&world.expected(op, &world.sequences[0]));
+                assert!(error <= DTypes::F32.tolerance(&spec), "{op:?}, a = {a}: {error}");
+            }
+        }
+    }
+}
+
+/// A prompt in pieces of any length, as an engine cuts it. Where it cuts between
+/// chunks of 64, an f32 state makes the bits those of one call.
+#[test]
+fn a_chunked_prefill_may_be_cut_anywhere() {
+    let op = Op::Prefill(PrefillForm::Chunked);
+    let spec = LayerSpec::new(1, 2, 128, 128).unwrap();
+    for (activations, lengths) in [
+        (DType::F32, &[3, 64, 1, 0, 71, 2, 30][..]),
+        (DType::BF16, &[1, 1, 1, 60, 65, 43]),
+        (DType::BF16, &[64, 107]),
+    ] {
+        let dtypes = DTypes { activations, recurrent: DType::F32 };
+        let whole = World::new(&spec, dtypes, &[171], 9);
+        let mut part = World::new(&spec, dtypes, &[171], 9);
+        let (mut rest, mut out) = (part.sequences[0].tokens.clone(), Vec::new());
+        let mut phase = 0;
+        for &length in lengths {
+            part.sequences[0].tokens = rest.drain(..length).collect();
+            let layout = Layout { phase, ..Layout::dense([0]) };
+            let trace = part.run(&mut *backend(), op, &layout).swap_remove(0);
+            part.sequences[0].recurrent.clone_from(&trace.recurrent);
+            part.sequences[0].conv.clone_from(&trace.conv);
+            out.extend(trace.out);
+            phase = (phase + length) % spec.conv_width();
+        }
+        let Sequence { recurrent, conv, .. } = part.sequences.swap_remove(0);
+        let trace = Trace { out, recurrent, conv };
+        let error = trace.wide().error(&whole.expected(op, &whole.sequences[0]));
+        assert!(error <= dtypes.tolerance(&spec), "{dtypes:?}, {lengths:?}: {error}");
+        if lengths[0] == 64 {
+            let [expected] = &whole.run(&mut *backend(), op, &Layout::dense([0]))[..] else {
                 panic!("one sequence")
             };
-            let error = trace.wide().error(&world.expected(op, &world.sequences[0]));
-            assert!(error <= DTypes::F32.tolerance(&spec), "{op:?}, a = {a}: {error}");
+            assert!(trace.same(expected), "{dtypes:?}, {lengths:?}");
         }
     }
 }

@@ -58,6 +58,15 @@ impl Cpu {
         })
     }
 
+    /// Another backend on the same threads.
+    pub fn share(&self) -> Self {
+        Self {
+            exec: self.exec.clone(),
+            workspace: Workspace::default(),
+            slots: SlotChecker::default(),
+        }
+    }
+
     /// The number of threads.
     pub fn threads(&self) -> usize {
         self.exec.threads()
@@ -160,6 +169,7 @@ fn check<'s>(args: &impl BatchCheck, checker: &'s mut SlotChecker) -> Result<Che
 }
 
 /// The threads and the vector instructions that the kernels run on.
+#[derive(Clone)]
 pub(crate) struct Exec {
     /// `None` runs on the caller's thread.
     pool: Option<std::sync::Arc<rayon::ThreadPool>>,

@@ -22,9 +22,9 @@ typedef float f32;
 #ifndef CONV_W
 #define CONV_W 4
 #endif
-// Which entries to compile, for a run-time compiler that needs one: 1 direct, 2 stream, 4 any.
+// Which entries to compile, for a run-time compiler that needs one: 1 direct, 2 stream, 4 any, 8 chunked.
 #ifndef WANT
-#define WANT 7
+#define WANT 15
 #endif
 typedef ACT act_t;
 typedef STATE state_t;
@@ -67,6 +67,7 @@ DEV u16 f_f16(float f) {
 DEV u32 pack_f16(float lo, float hi) { return f_f16(lo) | (u32)f_f16(hi) << 16; }
 #else
 DEV float bits_f(u32 u) { return __uint_as_float(u); }
+DEV u32 f_bits(float f) { return __float_as_uint(f); }
 DEV u32 pack_bf16(float lo, float hi) {
   u32 r;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));

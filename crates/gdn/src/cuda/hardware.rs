@@ -5,7 +5,7 @@ use std::{
     any::Any,
     collections::HashMap,
     fmt,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use gdn_cuda::{
@@ -15,7 +15,7 @@ use gdn_cuda::{
 
 use super::{
     kernel::{HEADERS, Kernel},
-    runtime::Runtime,
+    runtime::{KernelText, Loaded, Runtime},
     tiles::{Geometry, Gpu},
 };
 use crate::{ErrorKind, Place, Result};
@@ -50,30 +50,77 @@ impl Hardware {
             return Ok(function.clone());
         }
         let source = kernel.source;
-        let mut text = KernelSource::new(source.name(), source.text()).option("--fmad=false");
-        for (name, header) in HEADERS {
+        let function = self.compile(&KernelText {
+            name: source.name(),
+            text: source.text(),
+            headers: &HEADERS,
+            defines: kernel.defines(),
+            entry: kernel.entry,
+        })?;
+        functions.insert(*kernel, function.clone());
+        Ok(function)
+    }
+
+    fn compile(&self, kernel: &KernelText<'_>) -> Result<Function> {
+        let mut text = KernelSource::new(kernel.name, kernel.text)
+            .option("--fmad=false")
+            // Lambdas say nothing of where they run.
+            .option("-default-device");
+        for (name, header) in kernel.headers {
             text = text.header(name, header);
         }
-        for (name, value) in kernel.defines() {
+        for (name, value) in &kernel.defines {
             text = text.option(format!("-D{name}={value}"));
         }
         if std::env::var_os("GDN_ALL_ARRIVE").is_some() {
             text = text.option("-DGDN_ALL_ARRIVE=1");
         }
         let function = self.cache.function(&text, kernel.entry).map_err(|e| self.refused(e))?;
-        tracing::debug!(?kernel, info = ?function.info(), "kernel loaded");
-        functions.insert(*kernel, function.clone());
+        tracing::debug!(kernel = kernel.entry, info = ?function.info(), "kernel loaded");
         Ok(function)
     }
 
     fn refused(&self, error: gdn_cuda::Error) -> crate::Error {
-        let place = Place::Cuda(self.ordinal());
-        match error.kind() {
-            gdn_cuda::ErrorKind::NoCompiler => {
-                ErrorKind::Unavailable { backend: "cuda", reason: error.to_string() }.into()
-            }
-            _ => ErrorKind::Device { place, reason: error.to_string() }.into(),
+        refused(error, self.ordinal())
+    }
+}
+
+fn refused(error: gdn_cuda::Error, gpu: usize) -> crate::Error {
+    let reason = error.to_string();
+    match error.kind() {
+        gdn_cuda::ErrorKind::NoCompiler => {
+            ErrorKind::Unavailable { backend: "cuda", reason }.into()
         }
+        _ => ErrorKind::Device { place: Place::Cuda(gpu), reason }.into(),
+    }
+}
+
+fn config(gpu: &Gpu, geometry: &Geometry) -> LaunchConfig {
+    let Geometry { grid, threads, shared_bytes, cluster, overlap } = *geometry;
+    let mut config = LaunchConfig::new(grid, [threads, 1, 1]).shared_bytes(shared_bytes);
+    if cluster > 1 {
+        config = config.cluster([cluster, 1, 1]);
+    }
+    if overlap && gpu.is_sm90() {
+        config = config.overlap_previous();
+    }
+    config
+}
+
+/// A kernel and the stream that it goes to.
+#[derive(Debug)]
+struct OnStream {
+    function: Function,
+    gpu: Gpu,
+    stream: Stream,
+}
+
+impl Loaded for OnStream {
+    unsafe fn launch(&self, geometry: &Geometry, params: &[u8]) -> Result<()> {
+        let config = config(&self.gpu, geometry);
+        // SAFETY: the caller's promise.
+        unsafe { self.function.launch_bytes(&self.stream, &config, params) }
+            .map_err(|e| refused(e, self.stream.device().info().ordinal))
     }
 }
 
@@ -119,16 +166,20 @@ impl Runtime for Hardware {
 
     unsafe fn launch(&self, kernel: &Kernel, geometry: &Geometry, params: &[u8]) -> Result<()> {
         let function = self.function(kernel)?;
-        let Geometry { grid, threads, shared_bytes, cluster, overlap } = *geometry;
-        let mut config = LaunchConfig::new(grid, [threads, 1, 1]).shared_bytes(shared_bytes);
-        if cluster > 1 {
-            config = config.cluster([cluster, 1, 1]);
-        }
-        if overlap && self.gpu.is_sm90() {
-            config = config.overlap_previous();
-        }
+        let config = config(&self.gpu, geometry);
         // SAFETY: the caller's promise.
-        unsafe { function.launch_bytes(&self.stream, &config, params) }.map_err(|e| self.refused(e))
+        unsafe { function.launch_bytes(&self.stream, &config, params) }
+            .map_err(|e| refused(e, self.ordinal()))
+    }
+
+    fn load(&self, kernel: &KernelText<'_>) -> Result<Arc<dyn Loaded>> {
+        let function = self.compile(kernel)?;
+        let (gpu, stream) = (self.gpu.clone(), self.stream.clone());
+        Ok(Arc::new(OnStream { function, gpu, stream }))
+    }
+
+    fn stream(&self) -> Option<&Stream> {
+        Some(&self.stream)
     }
 
     fn synchronize(&self) -> Result<()> {

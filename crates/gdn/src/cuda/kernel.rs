@@ -18,10 +18,12 @@ pub enum Source {
     Fused,
     /// `prefill.cu`
     Prefill,
+    /// `chunked.cu`, of prefill too
+    Chunked,
 }
 
 impl Source {
-    /// The operator's name, which its folder and its file have.
+    /// The name of its file.
     pub fn name(self) -> &'static str {
         match self {
             Self::Conv => "conv",
@@ -30,7 +32,14 @@ impl Source {
             Self::Packed => "packed",
             Self::Fused => "fused",
             Self::Prefill => "prefill",
+            Self::Chunked => "chunked",
         }
+    }
+
+    /// Where it lies, under `ops`.
+    pub fn path(self) -> String {
+        let operator = if self == Self::Chunked { Self::Prefill } else { self };
+        format!("{}/{}.cu", operator.name(), self.name())
     }
 
     /// The text of its file.
@@ -42,6 +51,7 @@ impl Source {
             Self::Packed => include_str!("../ops/packed/packed.cu"),
             Self::Fused => include_str!("../ops/fused/fused.cu"),
             Self::Prefill => include_str!("../ops/prefill/prefill.cu"),
+            Self::Chunked => include_str!("../ops/prefill/chunked.cu"),
         }
     }
 
@@ -53,16 +63,18 @@ impl Source {
 
     /// Whether its kernels know the width of the convolution.
     fn has_conv(self) -> bool {
-        matches!(self, Self::Conv | Self::Fused | Self::Prefill)
+        matches!(self, Self::Conv | Self::Fused | Self::Prefill | Self::Chunked)
     }
 }
 
 /// What the sources include.
-pub(crate) const HEADERS: [(&str, &str); 4] = [
+pub const HEADERS: [(&str, &str); 6] = [
     ("params.cuh", include_str!("params.cuh")),
     ("common.cuh", include_str!("common.cuh")),
     ("core.cuh", include_str!("core.cuh")),
     ("recur.cuh", include_str!("recur.cuh")),
+    ("mma.cuh", include_str!("mma.cuh")),
+    ("pieces.cuh", include_str!("pieces.cuh")),
 ];
 
 /// An entry point, compiled for its types, dims and tile.
@@ -130,6 +142,7 @@ impl Kernel {
                 Form::Direct => 1,
                 Form::Stream => 2,
                 Form::Any => 4,
+                Form::Chunk => 8,
             };
             number("WANT", want);
             defines.push(("STATE", self.recurrent.to_string()));

@@ -78,7 +78,7 @@ impl Launcher<'_> {
         tile: Tile,
         aligned: bool,
     ) -> Kernel {
-        let any = tile.form == Form::Any;
+        let any = tile.form == Form::Any && source != Source::Chunked;
         Kernel {
             source,
             entry,

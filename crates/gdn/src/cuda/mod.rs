@@ -38,7 +38,8 @@ use crate::{
     device::{DeviceElements, DeviceElementsMut, DeviceIntegers, Region},
     ops::{
         self, ConvUpdate, Decode, GatedNorm, LayerStep, Prefill, PrefillForm, checks::BatchCheck,
-        conv::cuda::Ring, norm::cuda::Norm, packed::cuda::Recurrence, prefill::cuda::Tokens,
+        conv::cuda::Ring, norm::cuda::Norm, packed::cuda::Recurrence, prefill::chunked,
+        prefill::cuda::Tokens,
     },
     slots::SlotChecker,
     views::{Data, DataMut},
@@ -87,6 +88,8 @@ pub(crate) struct Workspace {
     pub(crate) v: Buffer,
     pub(crate) g: Buffer,
     pub(crate) beta: Buffer,
+    /// What chunks of a prefill come with, before the state is known.
+    pub(crate) chunks: Buffer,
 }
 
 impl Cuda {
@@ -415,8 +418,7 @@ impl Backend for Cuda {
         };
         let want = Want::new(operator, layer, activations, recurrent);
         // Every other tile was chosen to fit.
-        let tile = want.tile(gpu, 1, false);
-        let shared = tile.shared(operator, layer.head_k(), layer.head_v(), recurrent);
+        let shared = want.tile(gpu, 1, false).shared(&want);
         let limit = gpu.shared_bytes as usize;
         let no = |reason: String| Err(Unsupported { reason });
         if gpu.capability < 80 {
@@ -431,13 +433,8 @@ impl Backend for Cuda {
         Ok(())
     }
 
-    fn supports_prefill(&self, form: PrefillForm) -> Result<(), Unsupported> {
-        match form {
-            PrefillForm::Recurrent => Ok(()),
-            PrefillForm::Chunked => {
-                Err(Unsupported { reason: "no chunked prefill yet".to_owned() })
-            }
-        }
+    fn supports_prefill(&self, _: PrefillForm) -> Result<(), Unsupported> {
+        Ok(())
     }
 
     fn conv_update(&mut self, args: ConvUpdate<'_>) -> Result<()> {
@@ -499,32 +496,22 @@ impl Backend for Cuda {
 
     fn prefill(&mut self, form: PrefillForm, args: Prefill<'_>) -> Result<()> {
         self.check(&args)?;
-        if let Err(Unsupported { reason }) = self.supports_prefill(form) {
-            return Err(ErrorKind::UnsupportedPrefill { form, backend: self.name(), reason }.into());
-        }
         let Prefill { layer, mixed_qkv, a, b, z, lengths, slots, state, out } = args;
         if mixed_qkv.rows() == 0 {
             return Ok(());
         }
-        let count = mixed_qkv.rows();
         let dtypes = [mixed_qkv.dtype(), state.recurrent.dtype()];
         let mut call = self.call(layer, dtypes, slots, Some(state.recurrent.slots()))?;
-        let mut starts = vec![0i32];
-        let mut sequences = Vec::with_capacity(count);
-        for (sequence, &length) in lengths.iter().enumerate() {
-            sequences.extend(std::iter::repeat_n(sequence as i32, length));
-            starts.push(sequences.len() as i32);
-        }
-        let tokens = Tokens {
-            count,
-            starts: call.stage.upload(bytemuck::cast_slice(&starts))?,
-            sequences: call.stage.upload(bytemuck::cast_slice(&sequences))?,
-        };
+        let tokens = Tokens::new(&mut call.stage, lengths)?;
         let ring = call.ring(state.conv)?;
         let z = call.stage.rows(&z)?;
         let recurrence = call.recurrence([&mixed_qkv, &a, &b], state.recurrent, out)?;
         let Call { launcher, runtime, workspace, stage, .. } = call;
-        ops::prefill::cuda::launch(&launcher, runtime, workspace, &tokens, recurrence, ring, z)?;
+        let launch = match form {
+            PrefillForm::Chunked if chunked::fits(&launcher) => chunked::launch,
+            _ => ops::prefill::cuda::launch,
+        };
+        launch(&launcher, runtime, workspace, &tokens, recurrence, ring, z)?;
         stage.finish()
     }
 }

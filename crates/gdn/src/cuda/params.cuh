@@ -150,3 +150,30 @@ struct PrefillConvParams {
   u32 tokens;           // total
   u32 pad;
 };
+
+// the chunks of 64 tokens that sequences are cut into, the last one of each shorter.
+struct GdnChunks {
+  const i32* cu;        // [sequences + 1] first token of each sequence, then the total
+  const i32* first;     // [sequences] first chunk of each sequence
+  const i32* seq;       // [chunks] sequence of each chunk
+  void* qk;             // [tokens, 2h, k] convolved and normalised q and k, f16 for bf16 activations, else f32
+  float* v;             // [tokens, hv, v] convolved v
+  u32 count;            // chunks
+  u32 pad;
+};
+
+// conv over whole sequences, in chunks; gdn_prefill_ring then moves the ring on.
+struct ChunkConvParams {
+  ConvParams c;         // rows are tokens; c.y is not used; c.s.slots has one entry per sequence, c.s.b = sequences
+  GdnChunks chunks;
+};
+
+// recurrence over whole sequences, in chunks.
+struct ChunkParams {
+  PackedParams p;       // rows are tokens; p.x is not used; p.out is f32; p.s.slots as above
+  GdnChunks chunks;
+  float* work;          // [chunks, hv, GDN_CHUNK_WORK], from gdn_chunk_prepare to gdn_chunk_state
+  u32 groups;           // CTAs of gdn_chunk_prepare that share the value heads of a q/k head
+  u32 pad;
+};
+enum : u32 { GDN_CHUNK_WORK = 2 * 64 * 64 + 4 * 64 };

@@ -60,4 +60,10 @@ params! {
     Prefill { p: Packed, cu: u64, fresh: u64, }
     /// `gdn_prefill_conv`, `gdn_prefill_ring`.
     PrefillConv { c: Conv, cu: u64, fresh: u64, token_seq: u64, tokens: u32, pad: u32, }
+    /// The chunks of a batch of sequences.
+    Chunks { cu: u64, first: u64, seq: u64, qk: u64, v: u64, count: u32, pad: u32, }
+    /// `gdn_chunk_conv`.
+    ChunkConv { c: Conv, chunks: Chunks, }
+    /// `gdn_chunk_prepare`, `gdn_chunk_state`.
+    Chunk { p: Packed, chunks: Chunks, work: u64, groups: u32, pad: u32, }
 }

@@ -4,11 +4,40 @@
 
 use std::{any::Any, fmt, sync::Arc};
 
+use gdn_cuda::Stream;
+
 use super::{
     kernel::Kernel,
     tiles::{Geometry, Gpu},
 };
 use crate::{Place, Result};
+
+/// The text of a kernel of any crate, and what to compile it with.
+#[derive(Clone, Debug)]
+pub struct KernelText<'a> {
+    /// The name of its file, without the extension.
+    pub name: &'a str,
+    /// CUDA C++.
+    pub text: &'static str,
+    /// What it includes: name and text.
+    pub headers: &'a [(&'static str, &'static str)],
+    /// Macros: name and value.
+    pub defines: Vec<(&'static str, String)>,
+    /// The entry point.
+    pub entry: &'static str,
+}
+
+/// A kernel on a device.
+pub trait Loaded: fmt::Debug + Send + Sync {
+    /// Enqueues it.
+    ///
+    /// # Safety
+    /// As [`Runtime::launch`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`](crate::ErrorKind::Device).
+    unsafe fn launch(&self, geometry: &Geometry, params: &[u8]) -> Result<()>;
+}
 
 /// A GPU and one queue of work on it. Whatever is enqueued runs in order.
 pub trait Runtime: fmt::Debug + Send + Sync {
@@ -59,6 +88,16 @@ pub trait Runtime: fmt::Debug + Send + Sync {
     /// addresses name is memory of this device of the shape that they say.
     unsafe fn launch(&self, kernel: &Kernel, geometry: &Geometry, params: &[u8]) -> Result<()>;
 
+    /// Compiles a kernel of another crate, and loads it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) where there is no
+    /// compiler, [`ErrorKind::Device`](crate::ErrorKind::Device) if it refuses.
+    fn load(&self, kernel: &KernelText<'_>) -> Result<Arc<dyn Loaded>>;
+
+    /// The queue, to copy without waiting and to capture graphs; `None` for tests.
+    fn stream(&self) -> Option<&Stream>;
+
     /// Waits for all work.
     ///
     /// # Errors
@@ -67,7 +106,7 @@ pub trait Runtime: fmt::Debug + Send + Sync {
 }
 
 /// A block of a GPU's memory.
-pub(crate) struct Block {
+pub struct Block {
     runtime: Arc<dyn Runtime>,
     address: u64,
     bytes: usize,
@@ -77,47 +116,50 @@ pub(crate) struct Block {
 
 impl Block {
     /// `bytes` bytes, at least one, holding anything.
-    pub(crate) fn new(runtime: &Arc<dyn Runtime>, bytes: usize) -> Result<Self> {
+    pub fn new(runtime: &Arc<dyn Runtime>, bytes: usize) -> Result<Self> {
         let bytes = bytes.max(1);
         let (address, memory) = runtime.allocate(bytes)?;
         Ok(Self { runtime: runtime.clone(), address, bytes, _memory: memory })
     }
 
     /// `bytes` bytes of zeros.
-    pub(crate) fn zeroed(runtime: &Arc<dyn Runtime>, bytes: usize) -> Result<Self> {
+    pub fn zeroed(runtime: &Arc<dyn Runtime>, bytes: usize) -> Result<Self> {
         let mut block = Self::new(runtime, bytes)?;
         block.zero(0, bytes)?;
         Ok(block)
     }
 
-    pub(crate) fn address(&self) -> u64 {
+    /// Where it starts.
+    pub fn address(&self) -> u64 {
         self.address
     }
 
-    pub(crate) fn bytes(&self) -> usize {
+    /// Its size.
+    pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    pub(crate) fn gpu(&self) -> usize {
+    /// The GPU's number.
+    pub fn gpu(&self) -> usize {
         self.runtime.ordinal()
     }
 
     /// Copies `bytes` to the block, from byte `at` on.
-    pub(crate) fn upload(&mut self, at: usize, bytes: &[u8]) -> Result<()> {
+    pub fn upload(&mut self, at: usize, bytes: &[u8]) -> Result<()> {
         let to = self.at(at, bytes.len());
         // SAFETY: `at` checked that the bytes are the block's.
         unsafe { self.runtime.upload(to, bytes) }
     }
 
     /// Copies the block's bytes from `at` on, as many as `bytes` takes.
-    pub(crate) fn download(&self, at: usize, bytes: &mut [u8]) -> Result<()> {
+    pub fn download(&self, at: usize, bytes: &mut [u8]) -> Result<()> {
         let from = self.at(at, bytes.len());
         // SAFETY: as above.
         unsafe { self.runtime.download(from, bytes) }
     }
 
     /// Enqueues zeroing `len` bytes from `at` on.
-    pub(crate) fn zero(&mut self, at: usize, len: usize) -> Result<()> {
+    pub fn zero(&mut self, at: usize, len: usize) -> Result<()> {
         let at = self.at(at, len);
         // SAFETY: as above.
         unsafe { self.runtime.zero(at, len) }
@@ -127,7 +169,7 @@ impl Block {
     ///
     /// # Panics
     /// If the two overlap, unless they are the same.
-    pub(crate) fn copy_within(&mut self, from: usize, to: usize, len: usize) -> Result<()> {
+    pub fn copy_within(&mut self, from: usize, to: usize, len: usize) -> Result<()> {
         if from == to {
             return Ok(());
         }

@@ -39,6 +39,8 @@ pub enum Tiled {
     Fused,
     /// The recurrence of prefill.
     Prefill,
+    /// Prefill in chunks.
+    Chunked,
 }
 
 /// How a kernel lies on the GPU; `README.md` has the macros.
@@ -71,6 +73,8 @@ pub enum Form {
     Stream,
     /// Any head dims.
     Any,
+    /// Chunks of tokens, in matrix products.
+    Chunk,
 }
 
 /// A direct tile.
@@ -83,6 +87,11 @@ pub const fn stream(warps: u32, rows: u32, stages: u32, split: u32, ctas: u32, h
     Tile { form: Form::Stream, warps, rows, stages, split, cluster: 1, ctas, hint }
 }
 
+/// Prefill in chunks; with a split of 2, other warps make the outputs.
+pub const fn chunk(warps: u32, stages: u32, split: u32) -> Tile {
+    Tile { form: Form::Chunk, warps, rows: 16, stages, split, ..ANY }
+}
+
 impl fmt::Display for Tile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { form, warps, rows, stages, split, cluster, ctas, hint } = self;
@@ -92,6 +101,7 @@ impl fmt::Display for Tile {
                 write!(f, "stream w{warps} r{rows} s{stages} p{split} /{ctas} h{hint}")
             }
             Form::Any => f.write_str("any"),
+            Form::Chunk => write!(f, "chunk w{warps} s{stages} p{split}"),
         }
     }
 }
@@ -105,9 +115,11 @@ impl FromStr for Tile {
         let form = match words.next() {
             Some("direct") => Form::Direct,
             Some("stream") => Form::Stream,
+            Some("chunk") => Form::Chunk,
             _ => return Err("expected `direct w4 r8 c1 h1` or `stream w2 r8 s8 p8 /3 h2`".into()),
         };
-        let mut tile = Self { form, warps: 1, stages: 1, ..ANY };
+        let rows = if form == Form::Chunk { 16 } else { 1 };
+        let mut tile = Self { form, warps: 1, rows, stages: 1, ..ANY };
         for word in words {
             let (name, number) = word.split_at_checked(1).unwrap_or_default();
             let number = number.parse().map_err(|_| format!("{word}: expected a number"))?;
@@ -168,7 +180,11 @@ const fn default(operator: Tiled, from: u32, dim: u32, tile: Tile) -> Line {
     Line { f32_state: None, ..line(operator, from, dim, false, MORE, tile) }
 }
 
-use Tiled::{Fused, Packed, Prefill, Split};
+const fn chunked(pairs: usize, tile: Tile) -> Line {
+    Line { pairs, ..default(Chunked, 80, 128, tile) }
+}
+
+use Tiled::{Chunked, Fused, Packed, Prefill, Split};
 
 /// Measured on sm_90 with K = V = 128; what is before and beside it are defaults
 /// that fit.
@@ -203,6 +219,15 @@ const TABLE: &[Line] = &[
     default(Prefill, 0, 128, direct(4, 8, 1, 1)),
     default(Prefill, 0, 64, direct(4, 8, 1, 1)),
     default(Prefill, 0, 256, direct(4, 8, 1, 1)),
+    // As many CTAs as fill a GPU, and then as few reads of a chunk as that leaves.
+    chunked(16, chunk(1, 2, 2)),
+    chunked(33, chunk(2, 2, 2)),
+    chunked(33, chunk(2, 2, 1)),
+    chunked(66, chunk(4, 2, 1)),
+    chunked(MORE, chunk(8, 2, 1)),
+    chunked(16, chunk(1, 1, 1)),
+    chunked(33, chunk(2, 1, 1)),
+    chunked(MORE, chunk(4, 1, 1)),
 ];
 
 /// What a tile is chosen for.
@@ -264,7 +289,7 @@ impl Want {
                 && line.dims == (head_k as u32, head_v as u32)
                 && line.f32_state.is_none_or(|f32| f32 == (recurrent == DType::F32))
                 && line.f32_activations.is_none_or(|f32| f32 == (activations == DType::F32))
-                && line.tile.shared(operator, head_k, head_v, recurrent) <= shared as usize
+                && line.tile.shared(self) <= shared as usize
         })
     }
 }
@@ -286,14 +311,14 @@ pub struct Geometry {
 
 impl Geometry {
     /// `x` CTAs for each of `rows` rows, which fill y and z.
-    pub(crate) fn rows(x: usize, rows: usize, threads: u32) -> Self {
+    pub fn rows(x: usize, rows: usize, threads: u32) -> Self {
         let y = rows.clamp(1, 65_535);
         let grid = [x, y, rows.div_ceil(y).max(1)].map(|n| n as u32);
         Self { grid, threads, shared_bytes: 0, cluster: 1, overlap: false }
     }
 
     /// The same launch, which may start while the kernel before it still runs.
-    pub(crate) fn overlapping(self, overlap: bool) -> Self {
+    pub fn overlapping(self, overlap: bool) -> Self {
         Self { overlap, ..self }
     }
 }
@@ -301,8 +326,8 @@ impl Geometry {
 impl Tile {
     /// The launch of this tile for `rows` rows of `v_heads` heads.
     pub fn geometry(self, want: &Want, gpu: &Gpu, rows: usize, v_heads: usize) -> Geometry {
-        let Want { operator, head_k, head_v, recurrent, .. } = *want;
-        let shared_bytes = self.shared(operator, head_k, head_v, recurrent) as u32;
+        let Want { operator, head_k, head_v, .. } = *want;
+        let shared_bytes = self.shared(want) as u32;
         let threads = self.threads(operator, head_k, head_v);
         let cluster = if operator == Fused { self.cluster } else { 1 };
         let ctas = match (self.form, operator) {
@@ -314,7 +339,7 @@ impl Tile {
             (Form::Any, Prefill) => v_heads * head_v,
             (Form::Any, _) => v_heads,
             (Form::Direct, Fused) => v_heads * cluster as usize,
-            (Form::Direct, _) => v_heads * head_v / (self.warps * self.rows) as usize,
+            (Form::Direct | Form::Chunk, _) => v_heads * head_v / (self.warps * self.rows) as usize,
         };
         Geometry { shared_bytes, cluster, ..Geometry::rows(ctas, rows, threads) }
     }
@@ -322,6 +347,7 @@ impl Tile {
     fn threads(self, operator: Tiled, head_k: usize, head_v: usize) -> u32 {
         match (self.form, operator) {
             (Form::Direct, _) => self.warps * 32,
+            (Form::Chunk, _) => self.warps * self.split * 32,
             (Form::Any, Prefill) => 32,
             (Form::Any, _) => 256,
             (Form::Stream, Fused) => {
@@ -333,7 +359,8 @@ impl Tile {
     }
 
     /// The dynamic shared memory of a CTA, in bytes.
-    pub fn shared(self, operator: Tiled, k: usize, v: usize, recurrent: DType) -> usize {
+    pub fn shared(self, want: &Want) -> usize {
+        let Want { operator, head_k: k, head_v: v, activations, recurrent } = *want;
         let stages = self.stages as usize;
         let piece = (self.warps * self.rows) as usize * k * recurrent.size();
         match (self.form, operator) {
@@ -350,8 +377,36 @@ impl Tile {
             (Form::Any, Fused) => (2 * k + v) * 4,
             (Form::Any, Prefill) => 4 * k,
             (Form::Any, _) => 8 * k,
+            (Form::Chunk, _) => {
+                // k or q, some columns of v, a square, and four numbers a token.
+                let columns = (self.warps * 16 + 4) as usize;
+                let square = 4 * CHUNK * (CHUNK + 8 + 4);
+                let stage = 2 * (chunk_qk_bytes(k, activations) + square) + 4 * CHUNK * columns;
+                // The old state and the new values of 16 rows, twice.
+                let mail = 2 * 16 * 4 * (k + CHUNK) * self.warps as usize;
+                stages * stage + if self.split > 1 { mail } else { 0 }
+            }
         }
     }
+}
+
+/// The tokens of a chunk.
+pub(crate) const CHUNK: usize = 64;
+
+/// The bytes of q or k of a chunk in shared memory, padded as `chunked.cu` has it.
+fn chunk_qk_bytes(k: usize, activations: DType) -> usize {
+    CHUNK * (k + 8) * qk_dtype(activations).size()
+}
+
+/// What normalised q and k are kept in: bf16 activations need no more bits.
+pub(crate) fn qk_dtype(activations: DType) -> DType {
+    if activations == DType::BF16 { DType::F16 } else { DType::F32 }
+}
+
+/// The shared memory of the chunked form's first step: q and k, and four numbers a
+/// token.
+pub fn prepare_shared(k: usize, activations: DType) -> usize {
+    2 * chunk_qk_bytes(k, activations) + 4 * CHUNK * 4
 }
 
 #[cfg(test)]
@@ -375,7 +430,7 @@ mod tests {
 
     #[test]
     fn tiles_are_read_as_they_are_written() {
-        for tile in [direct(4, 16, 2, 1), stream(8, 4, 12, 2, 3, 0)] {
+        for tile in [direct(4, 16, 2, 1), stream(8, 4, 12, 2, 3, 0), chunk(2, 1, 2)] {
             assert_eq!(tile.to_string().parse(), Ok(tile));
         }
         assert!("direct w4 x1".parse::<Tile>().unwrap_err().starts_with("x1"));

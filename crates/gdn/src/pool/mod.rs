@@ -175,6 +175,15 @@ impl StatePool {
         Ok(())
     }
 
+    /// Zeroes a slot, for the next sequence that takes it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Value`] for a slot outside the pool.
+    pub fn clear(&mut self, slot: i32) -> Result<()> {
+        let slot = self.slot("slot", slot)?;
+        self.zero(slot)
+    }
+
     /// Copies the state of `from` over that of `to`: two sequences with one
     /// prefix.
     ///

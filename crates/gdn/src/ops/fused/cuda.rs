@@ -24,7 +24,7 @@ pub(crate) fn launch(
     let entry = match tile.form {
         Form::Direct => "gdn_fused",
         Form::Stream => "gdn_fused_stream",
-        Form::Any => "gdn_fused_any",
+        Form::Any | Form::Chunk => "gdn_fused_any",
     };
     let params = params::Fused {
         p: args.params(launcher),

@@ -59,7 +59,7 @@ pub(crate) fn launch(launcher: &Launcher<'_>, args: Recurrence, overlap: bool) -
     let entry = match tile.form {
         Form::Direct => "gdn_packed",
         Form::Stream => "gdn_packed_stream",
-        Form::Any => "gdn_packed_any",
+        Form::Any | Form::Chunk => "gdn_packed_any",
     };
     let kernel = launcher.kernel(Source::Packed, entry, tile, aligned);
     launcher.launch(&kernel, &geometry.overlapping(overlap), &args.params(launcher))

@@ -8,7 +8,8 @@ use crate::{
         launch::{Launcher, Strided},
         params,
         runtime::Runtime,
-        tiles::{ANY, Form, Geometry, Tiled},
+        stage::Stage,
+        tiles::{ANY, CHUNK, Form, Geometry, Tiled},
     },
     ops::{
         conv::{self, cuda::Ring},
@@ -21,14 +22,41 @@ use crate::{
 pub(crate) struct Tokens {
     /// T.
     pub(crate) count: usize,
-    /// The address of the first token of each sequence, then T.
-    pub(crate) starts: u64,
     /// The address of the sequence of each token.
-    pub(crate) sequences: u64,
+    sequences: u64,
+    /// Where sequences and their chunks start.
+    pub(crate) chunks: params::Chunks,
 }
 
-/// The recurrent form. What lies between its steps is f32, so that its bits are
-/// those of the fused step.
+impl Tokens {
+    /// Uploads what the kernels look up.
+    pub(crate) fn new(stage: &mut Stage<'_, '_>, lengths: &[usize]) -> Result<Self> {
+        let (mut starts, mut first) = (vec![0i32], Vec::with_capacity(lengths.len()));
+        let (mut sequences, mut chunks) = (Vec::new(), Vec::new());
+        for (sequence, &length) in lengths.iter().enumerate() {
+            first.push(chunks.len() as i32);
+            let of = |count| std::iter::repeat_n(sequence as i32, count);
+            sequences.extend(of(length));
+            chunks.extend(of(length.div_ceil(CHUNK)));
+            starts.push(sequences.len() as i32);
+        }
+        let all = [starts, first, sequences, chunks];
+        let start = stage.upload(bytemuck::cast_slice(&all.concat()))?;
+        let at = |n: usize| start + 4 * all[..n].iter().map(Vec::len).sum::<usize>() as u64;
+        let chunks = params::Chunks {
+            cu: at(0),
+            first: at(1),
+            seq: at(3),
+            qk: 0,
+            v: 0,
+            count: all[3].len() as u32,
+            pad: 0,
+        };
+        Ok(Self { count: all[2].len(), sequences: at(2), chunks })
+    }
+}
+
+/// The recurrent form.
 pub(crate) fn launch(
     launcher: &Launcher<'_>,
     runtime: &Arc<dyn Runtime>,
@@ -39,36 +67,60 @@ pub(crate) fn launch(
     z: Strided,
 ) -> Result<()> {
     let spec = launcher.spec;
-    let (count, sequences) = (tokens.count, launcher.rows);
-    let (channels, values) = (spec.channels(), spec.value_len());
+    let (count, channels, values) = (tokens.count, spec.channels(), spec.value_len());
+    // What lies between the steps is f32, so that the bits are those of the fused step.
     let y = workspace.conv.get(runtime, count * channels * 4)?.address();
     let o = workspace.o.get(runtime, count * values * 4)?.address();
     let y = Strided { address: y, stride: channels };
 
-    let conv = params::PrefillConv {
-        c: conv::cuda::params(launcher, args.x, ring, y),
-        cu: tokens.starts,
-        fresh: 0,
-        token_seq: tokens.sequences,
-        tokens: count as u32,
-        pad: 0,
-    };
-    let step = |entry| launcher.kernel(Source::Prefill, entry, ANY, true);
+    let conv = conv::cuda::params(launcher, args.x, ring, y);
     let geometry = Geometry::rows(channels.div_ceil(256), count, 256);
-    launcher.launch(&step("gdn_prefill_conv"), &geometry, &conv)?;
-    let geometry = Geometry::rows(spec.v_heads(), sequences, 128);
-    launcher.launch(&step("gdn_prefill_ring"), &geometry, &conv)?;
+    let kernel = launcher.kernel(Source::Prefill, "gdn_prefill_conv", ANY, true);
+    launcher.launch(&kernel, &geometry, &conv_params(tokens, conv))?;
+    move_ring(launcher, tokens, conv)?;
 
     let aligned = args.state.is_aligned(launcher.recurrent);
     let (tile, geometry) = launcher.tile(Tiled::Prefill, aligned);
     let entry = if tile.form == Form::Any { "gdn_prefill_any" } else { "gdn_prefill" };
     let p = Recurrence { x: y, out: o, ..args }.params(launcher);
-    let params = params::Prefill { p, cu: tokens.starts, fresh: 0 };
+    let params = params::Prefill { p, cu: tokens.chunks.cu, fresh: 0 };
     let kernel = launcher.kernel(Source::Prefill, entry, tile, aligned);
     launcher.launch(&kernel, &geometry, &params)?;
+    norm(launcher, tokens, o, z, args.out)
+}
 
-    let o = Strided { address: o, stride: values };
-    let (out, owner) = (args.out, tokens.sequences);
-    let norm = Norm { rows: count, o, o_dtype: DType::F32, z, out, owner };
+fn conv_params(tokens: &Tokens, c: params::Conv) -> params::PrefillConv {
+    params::PrefillConv {
+        c,
+        cu: tokens.chunks.cu,
+        fresh: 0,
+        token_seq: tokens.sequences,
+        tokens: tokens.count as u32,
+        pad: 0,
+    }
+}
+
+/// Behind the convolution, which reads what this overwrites.
+pub(super) fn move_ring(
+    launcher: &Launcher<'_>,
+    tokens: &Tokens,
+    conv: params::Conv,
+) -> Result<()> {
+    let geometry = Geometry::rows(launcher.spec.v_heads(), launcher.rows, 128);
+    let kernel = launcher.kernel(Source::Prefill, "gdn_prefill_ring", ANY, true);
+    launcher.launch(&kernel, &geometry, &conv_params(tokens, conv))
+}
+
+/// Of the f32 outputs at `o`.
+pub(super) fn norm(
+    launcher: &Launcher<'_>,
+    tokens: &Tokens,
+    o: u64,
+    z: Strided,
+    out: u64,
+) -> Result<()> {
+    let o = Strided { address: o, stride: launcher.spec.value_len() };
+    let owner = tokens.sequences;
+    let norm = Norm { rows: tokens.count, o, o_dtype: DType::F32, z, out, owner };
     norm::cuda::launch(launcher, norm, false)
 }

@@ -1,5 +1,6 @@
 //! Prefill: all tokens of some sequences through the whole layer.
 
+pub(crate) mod chunked;
 pub(crate) mod cpu;
 pub(crate) mod cuda;
 
@@ -17,7 +18,9 @@ pub enum PrefillForm {
     #[default]
     Recurrent,
     /// In chunks of 64 tokens, a few matrix products each: the state is kept in
-    /// f32 and rounded once, at the end of the sequence.
+    /// f32 and rounded once, at the end of the call. Its bits are not those of
+    /// the recurrent form, and depend on where calls cut a sequence. On a GPU it
+    /// is for K = V = 128; other head dims take the recurrent kernels.
     Chunked,
 }
 

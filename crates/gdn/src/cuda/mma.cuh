@@ -1,0 +1,105 @@
+// Products of small matrices by a warp, and copies to shared memory that nobody waits for at once
+// (sm_80 and later). In the emulator the sum of a product runs in the order of k.
+#pragma once
+#include "common.cuh"
+
+#ifdef GDN_EMU
+DEV float bf16_of(u32 pair, int i) { return bits_f(i & 1 ? pair & 0xffff0000u : pair << 16); }
+struct MmaLane { u32 a[4], b[2]; };
+DEV void mma_bf16(float* c, const u32* a, const u32* b) {
+  const MmaLane* all = gdn_emu_gather(MmaLane{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}});
+  const u32 lane = threadIdx.x & 31;
+  for (int i = 0; i < 4; i++) {
+    const int row = lane / 4 + i / 2 * 8, col = lane % 4 * 2 + i % 2;
+    for (int k = 0; k < 16; k++) {
+      const u32 left = all[row % 8 * 4 + k % 8 / 2].a[row / 8 + k / 8 * 2], right = all[col * 4 + k % 8 / 2].b[k / 8];
+      c[i] = fmaf(bf16_of(left, k), bf16_of(right, k), c[i]);
+    }
+  }
+}
+DEV u32 tf32(float x) {
+  const u32 u = f_bits(x);
+  return (u & 0x7f800000u) == 0x7f800000u ? u : (u + 0x1000) & ~0x1fffu;
+}
+DEV void mma_tf32(float* c, const u32* a, u32 b0, u32 b1) {
+  const MmaLane* all = gdn_emu_gather(MmaLane{{a[0], a[1], a[2], a[3]}, {b0, b1}});
+  const int g = (threadIdx.x & 31) >> 2, t = threadIdx.x & 3;
+  for (int e = 0; e < 4; e++)
+    for (int k = 0; k < 8; k++) {
+      const u32 x = all[4 * g + k % 4].a[k / 4 * 2 + e / 2], y = all[4 * (2 * t + e % 2) + k % 4].b[k / 4];
+      c[e] = fmaf(bits_f(x & ~0x1fffu), bits_f(y & ~0x1fffu), c[e]);
+    }
+}
+DEV void ldmatrix_x4(u32* r, const void* row) {
+  const void* const* rows = gdn_emu_gather(row);
+  const int g = (threadIdx.x & 31) >> 2, t = threadIdx.x & 3;
+  for (int m = 0; m < 4; m++) memcpy(r + m, static_cast<const char*>(rows[8 * m + g]) + 4 * t, 4);
+}
+DEV void ldmatrix_x4_trans(u32* r, const void* row) {
+  const void* const* rows = gdn_emu_gather(row);
+  const int g = (threadIdx.x & 31) >> 2, t = threadIdx.x & 3;
+  for (int m = 0; m < 4; m++) {
+    const u16 *lo = static_cast<const u16*>(rows[8 * m + 2 * t]), *hi = static_cast<const u16*>(rows[8 * m + 2 * t + 1]);
+    r[m] = lo[g] | (u32)hi[g] << 16;
+  }
+}
+DEV void cp_async16(void* smem, const void* global) { gdn_emu_copy_async(smem, global); }
+DEV void cp_async16_if(void* smem, const void* global, bool wanted) { gdn_emu_copy_async(smem, wanted ? global : nullptr); }
+DEV void cp_async16_cached(void* smem, const void* global, bool wanted) { cp_async16_if(smem, global, wanted); }
+DEV void cp_async_commit() { gdn_emu_copy_commit(); }
+template <int N> DEV void cp_async_wait() { gdn_emu_copy_wait(N); }
+DEV void prefetch_l2(const void*) {}
+DEV u32 cluster_rank() { return blockIdx.x % (u32)emu::ctas.size(); }
+DEV void cluster_sync() { gdn_emu_cluster_sync(); }
+DEV float4 peer_load(const float4* p, u32 rank) { return *(const float4*)gdn_emu_map_shared((void*)p, rank); }
+#else
+DEV u32 shared_addr(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+// c += a * b: a is 16x16 and b 16x8, as PTX's mma.m16n8k16 has them in a warp.
+DEV void mma_bf16(float* c, const u32* a, const u32* b) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// To the nearest, ties away from zero.
+DEV u32 tf32(float x) { u32 r; asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(x)); return r; }
+// c += a * b, 16x8 by 8x8.
+DEV void mma_tf32(float* c, const u32* a, u32 b0, u32 b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// Four 8x8 matrices: lane i points to 16 bytes, row i % 8 of matrix i / 8.
+DEV void ldmatrix_x4(u32* r, const void* smem) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_addr(smem)) : "memory");
+}
+DEV void ldmatrix_x4_trans(u32* r, const void* smem) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_addr(smem)) : "memory");
+}
+DEV void cp_async16(void* smem, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(shared_addr(smem)), "l"(global) : "memory");
+}
+// Zeros where it is not wanted: nothing is read then.
+DEV void cp_async16_if(void* smem, const void* global, bool wanted) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(shared_addr(smem)), "l"(global), "r"(wanted ? 16 : 0) : "memory");
+}
+DEV void cp_async16_cached(void* smem, const void* global, bool wanted) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" :: "r"(shared_addr(smem)), "l"(global), "r"(wanted ? 16 : 0) : "memory");
+}
+DEV void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until no more than N of this thread's groups are under way.
+template <int N> DEV void cp_async_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
+DEV void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" :: "l"(p)); }
+#if GDN_SM90
+DEV u32 cluster_rank() { u32 r; asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r)); return r; }
+// Shared memory written before is seen by the whole cluster behind it.
+DEV void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+DEV float4 peer_load(const float4* p, u32 rank) {
+  float4 v;
+  asm volatile("{\n.reg .u32 a;\nmapa.shared::cluster.u32 a, %4, %5;\nld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [a];\n}"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(smem_addr(p)), "r"(rank) : "memory");
+  return v;
+}
+#endif
+#endif
