@@ -1,0 +1,423 @@
+// y = x * w^T for a list of rows of x, and what an expert makes of its tokens.
+//
+// One order of sums for all kernels and tiles here, which K alone decides: K falls into units of 64,
+// units into PARTS runs; a run adds its products of k16 one after another, runs are added in order.
+// Which k stand together in a product of k16 is PERMUTED in every 32: a lane's 8 neighbours of k are
+// its operands of two products, so that operands are loaded 16 bytes at a time. Products have 16 rows
+// of w and 8 rows of x, which know nothing of each other. So the bits of a sum depend on its row of
+// w and its row of x.
+#pragma once
+#include "mma.cuh"
+
+#ifndef SWIGLU
+#define SWIGLU 0
+#endif
+#ifndef OUT_F32
+#define OUT_F32 0
+#endif
+#ifndef PARTIAL  // tiles with a half or a quarter of their pairs compute no more than these
+#define PARTIAL 0
+#endif
+#if OUT_F32
+typedef float out_t;
+#else
+typedef act_t out_t;
+#endif
+
+constexpr u32 PARTS = 4;
+// Outputs of 16 rows of w. With SWIGLU these are 8 gate rows and the 8 up rows that belong to them, so
+// that both sums of an output meet in one lane.
+constexpr u32 OUTS = SWIGLU ? 8 : 16;
+
+struct Job {
+  const bf16* w;     // [outputs, k]; with SWIGLU [2 * outputs, k], gate rows first
+  const act_t* x;
+  out_t* y;
+  const i32* order;  // the pairs, or null: 0, 1, 2, ...
+  i64 x_stride, y_stride;
+  u32 count;         // pairs
+  u32 places;        // pair i reads row i / places of x and writes row i of y
+  u32 outputs, k;
+  __device__ __forceinline__ u32 pair(u32 i) const { return order ? (u32)order[i] : i; }
+  __device__ __forceinline__ const act_t* row(u32 i) const { return x + (i64)(pair(i) / places) * x_stride; }
+};
+
+DEV float silu(float x) { return x * rcp(1.f + expf(-x)); }
+DEV u32 part_start(u32 k, u32 part) { return (k + 63) / 64 * part / PARTS; }
+DEV u32 ceil_div(u32 a, u32 b) { return (a + b - 1) / b; }
+
+// Row of w that is row `r` of the products whose outputs start at n. Rows of w beyond the end are
+// those whose output is.
+DEV u32 weight_output(u32 n, u32 r) { return SWIGLU ? n + r / 16 * 8 + r % 8 : n + r; }
+DEV u32 weight_row(const Job& job, u32 n, u32 r) { return weight_output(n, r) + (SWIGLU && r % 16 >= 8 ? job.outputs : 0); }
+
+DEV void two_products(float* c, const uint4& lo, const uint4& hi, const uint4& x) {
+  const u32 a[8] = {lo.x, hi.x, lo.y, hi.y, lo.z, hi.z, lo.w, hi.w}, b[4] = {x.x, x.y, x.z, x.w};
+  mma_bf16(c, a, b);
+  mma_bf16(c, a + 4, b + 2);
+}
+
+// What a lane has of 16 rows, 8 pairs: outputs n and, without SWIGLU, n + 8; pairs i and i + 1.
+DEV void emit(const Job& job, u32 n, u32 end, u32 i, float4 v) {
+#pragma unroll
+  for (u32 j = 0; j < 2; j++) {
+    if (i + j >= job.count) continue;
+    const float lo = j ? v.y : v.x, hi = j ? v.w : v.z;
+    out_t* y = job.y + (i64)job.pair(i + j) * job.y_stride;
+    if (SWIGLU) {
+      if (n < end) y[n] = Num<out_t>::of(silu(lo) * hi);
+    } else {
+      if (n < end) y[n] = Num<out_t>::of(lo);
+      if (n + 8 < end) y[n + 8] = Num<out_t>::of(hi);
+    }
+  }
+}
+
+// ---- few pairs: w streams past them ----
+// A CTA of PARTS warps, one a part of K, for outputs first to last in tiles of MT * 16 rows, all pairs
+// 8 * NT at a time. Each lane copies what it needs of w itself, DEPTH units ahead, to a place of its
+// own: no barrier, but for the sum over parts at the end of a tile. Rows of x come through L1.
+template <int MT, int NT, int DEPTH> struct Stream {
+  static constexpr u32 SLOT = MT * 4 * 512, SUMS = PARTS * MT * NT * 512;
+  static constexpr u32 BYTES = PARTS * DEPTH * SLOT + 2 * SUMS;
+
+  DEV void run(const Job& job, u32 first, u32 last, bool wait) {
+    const u32 lane = threadIdx.x & 31, part = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
+    const u32 start = part_start(job.k, part), units = part_start(job.k, part + 1) - start;
+    const u32 chunks = ceil_div(job.count, 8 * NT), tiles = ceil_div(last - first, OUTS * MT);
+    const u32 steps = chunks * tiles * units;
+    char* fifo = smem_base() + part * DEPTH * SLOT + lane * 16;
+    float4* sums = reinterpret_cast<float4*>(smem_base() + PARTS * DEPTH * SLOT);
+    // Tiles share the outputs evenly: a last one of few rows would load little.
+    auto tile_start = [&](u32 tile) { return first + (last - first) * tile / tiles; };
+
+    u32 ahead = 0, ahead_unit = 0, ahead_tile = 0, ahead_slot = 0;
+    const bf16* rows[2 * MT];
+    bool valid[2 * MT];
+    auto load = [&] {
+      if (ahead < steps) {
+        if (ahead_unit == 0) {
+          const u32 n = tile_start(ahead_tile), end = tile_start(ahead_tile + 1);
+#pragma unroll
+          for (u32 r = 0; r < 2 * MT; r++) {
+            valid[r] = weight_output(n, r * 8 + g) < end;
+            rows[r] = job.w + (valid[r] ? (u64)weight_row(job, n, r * 8 + g) * job.k : 0) + start * 64 + q * 8;
+          }
+        }
+        char* to = fifo + ahead_slot * SLOT;
+#pragma unroll
+        for (u32 r = 0; r < 2 * MT; r++)
+#pragma unroll
+          for (u32 h = 0; h < 2; h++)
+            cp_async16_if(to + (r * 2 + h) * 512, rows[r] + ahead_unit * 64 + h * 32, valid[r] && (start + ahead_unit) * 64 + h * 32 < job.k);
+        ahead++;
+        if (++ahead_slot == DEPTH) ahead_slot = 0;
+        if (++ahead_unit == units) {
+          ahead_unit = 0;
+          if (++ahead_tile == tiles) ahead_tile = 0;
+        }
+      }
+      cp_async_commit();
+    };
+#pragma unroll 1
+    for (int i = 0; i < DEPTH - 1; i++) load();
+    if (wait) pdl_wait();
+    pdl_trigger();
+
+    u32 slot = 0, set = 0;
+#pragma unroll 1
+    for (u32 c = 0; c < chunks; c++) {
+      const act_t* x[NT];
+#pragma unroll
+      for (int n = 0; n < NT; n++) {
+        const u32 i = (c * NT + n) * 8 + g;
+        x[n] = i < job.count ? job.row(i) + start * 64 + q * 8 : nullptr;
+      }
+      uint4 next[NT][2];
+      auto load_x = [&](u32 unit) {
+#pragma unroll
+        for (int n = 0; n < NT; n++)
+#pragma unroll
+          for (u32 h = 0; h < 2; h++) {
+            next[n][h] = uint4{0, 0, 0, 0};
+            if (x[n] && (start + unit) * 64 + h * 32 < job.k) next[n][h] = *reinterpret_cast<const uint4*>(x[n] + unit * 64 + h * 32);
+          }
+      };
+      if (units) load_x(0);
+#pragma unroll 1
+      for (u32 tile = 0; tile < tiles; tile++) {
+        float acc[MT][NT][4];
+#pragma unroll
+        for (int m = 0; m < MT; m++)
+#pragma unroll
+          for (int n = 0; n < NT; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) acc[m][n][e] = 0.f;
+#pragma unroll 2
+        for (u32 u = 0; u < units; u++) {
+          cp_async_wait<DEPTH - 2>();
+          load();
+          uint4 xs[NT][2];
+#pragma unroll
+          for (int n = 0; n < NT; n++) xs[n][0] = next[n][0], xs[n][1] = next[n][1];
+          load_x(u + 1 < units ? u + 1 : 0);
+          const char* from = fifo + slot * SLOT;
+          if (++slot == DEPTH) slot = 0;
+#pragma unroll
+          for (u32 h = 0; h < 2; h++)
+#pragma unroll
+            for (int m = 0; m < MT; m++) {
+              const uint4 lo = *reinterpret_cast<const uint4*>(from + (m * 4 + h) * 512);
+              const uint4 hi = *reinterpret_cast<const uint4*>(from + (m * 4 + 2 + h) * 512);
+#pragma unroll
+              for (int n = 0; n < NT; n++) two_products(acc[m][n], lo, hi, xs[n][h]);
+            }
+        }
+        float4* mine = sums + set * (SUMS / 16);
+        set ^= 1;
+#pragma unroll
+        for (int m = 0; m < MT; m++)
+#pragma unroll
+          for (int n = 0; n < NT; n++) {
+            const float* a = acc[m][n];
+            mine[((part * MT + m) * NT + n) * 32 + lane] = float4{a[0], a[1], a[2], a[3]};
+          }
+        // The other set is free: all have read it before they come here.
+        __syncthreads();
+        const u32 n0 = tile_start(tile), end = tile_start(tile + 1);
+#pragma unroll
+        for (u32 f = threadIdx.x; f < MT * NT * 32; f += PARTS * 32) {
+          float4 v = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll
+          for (u32 s = 0; s < PARTS; s++) {
+            const float4 a = mine[s * MT * NT * 32 + f];
+            v.x += a.x; v.y += a.y; v.z += a.z; v.w += a.w;
+          }
+          const u32 m = f / (NT * 32), n = f / 32 % NT;
+          emit(job, n0 + m * OUTS + (f & 31) / 4, end, (c * NT + n) * 8 + (f & 3) * 2, v);
+        }
+      }
+    }
+    cp_async_wait<0>();
+  }
+};
+
+// ---- many pairs: tiles in shared memory ----
+// A CTA of WM * WN warps for BM rows of w and BN pairs. A warp has MT * 16 neighbouring rows, and of
+// the pairs every WN-th 8, so that few pairs are shared by all warps. A row's unit is 128 bytes of
+// shared memory; those of odd rows have their halves swapped, so that 8 lanes reach all banks.
+// With SPLIT a cluster of PARTS CTAs has one part of K each, for where tiles are few.
+template <int WM, int WN, int MT, int NT, int STAGES, int SPLIT> struct Tile {
+  static constexpr u32 BM = WM * MT * 16, BN = WN * NT * 8, THREADS = WM * WN * 32;
+  static constexpr u32 OUTPUTS = BM / 16 * OUTS, STAGE = (BM + BN) * 128, STEP = THREADS / 8;
+  static constexpr u32 PITCH = OUTPUTS * sizeof(out_t) + 16;
+  static constexpr u32 BYTES = SPLIT > 1 && BM * BN * 4 > STAGES * STAGE ? BM * BN * 4 : STAGES * STAGE;
+  static_assert(BM % STEP == 0 && BN % STEP == 0, "threads copy whole rows");
+  static_assert(BN * PITCH <= BYTES, "outputs take the place of operands");
+
+  float acc[MT][NT][4], total[MT][NT][4];
+
+  __device__ __forceinline__ void add_part() {
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+      for (int n = 0; n < NT; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) total[m][n][e] += acc[m][n][e], acc[m][n][e] = 0.f;
+  }
+
+  // The pairs from i0 on, BN of them, of which the first NA * WN * 8 are there.
+  template <int NA> __device__ __forceinline__ void sum(const Job& job, u32 n0, u32 i0, u32 part, bool wait) {
+    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, wm = warp % WM, wn = warp / WM, g = lane >> 2, q = lane & 3;
+    const u32 begin = part_start(job.k, part), end = SPLIT > 1 ? part_start(job.k, part + 1) : ceil_div(job.k, 64);
+    const u32 r = threadIdx.x / 8, col = threadIdx.x % 8, odd = g & 1;
+    char* smem = smem_base();
+    const u32 to = r * 128 + ((col ^ (r & 1) << 2) << 4);
+    const bf16* w = job.w + (u64)weight_row(job, n0, r) * job.k + col * 8;
+    const u32 out = weight_output(n0, r);
+    constexpr u32 OUT_STEP = STEP / 16 * OUTS;
+    if (wait) {
+      // Only w may be read yet. What copies now would hold up the pairs' rows behind it.
+#pragma unroll
+      for (u32 j = 0; j < BM / STEP; j++)
+        if (col < STAGES && begin + col < end && out + j * OUT_STEP < job.outputs)
+          prefetch_l2(w + (u64)j * OUT_STEP * job.k - col * 8 + (begin + col) * 64);
+      pdl_wait();
+    }
+    pdl_trigger();
+    const act_t* x[BN / STEP];
+#pragma unroll
+    for (u32 j = 0; j < BN / STEP; j++) {
+      const u32 i = i0 + r + j * STEP;
+      x[j] = i < job.count ? job.row(i) + col * 8 : nullptr;
+    }
+    u32 ahead = begin, ahead_stage = 0;
+    auto load = [&] {
+      if (ahead < end) {
+        const bool inside = ahead * 64 + col * 8 < job.k;
+        char* stage = smem + ahead_stage * STAGE + to;
+#pragma unroll
+        for (u32 j = 0; j < BM / STEP; j++) {
+          const bool valid = inside && out + j * OUT_STEP < job.outputs;
+          cp_async16_if(stage + j * STEP * 128, valid ? w + (u64)j * OUT_STEP * job.k + ahead * 64 : job.w, valid);
+        }
+#pragma unroll
+        for (u32 j = 0; j < BN / STEP; j++) {
+          const bool valid = inside && x[j];
+          cp_async16_if(stage + (BM + j * STEP) * 128, valid ? x[j] + ahead * 64 : job.x, valid);
+        }
+        ahead++;
+        if (++ahead_stage == STAGES) ahead_stage = 0;
+      }
+      cp_async_commit();
+    };
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+      for (int n = 0; n < NT; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) total[m][n][e] = acc[m][n][e] = 0.f;
+#pragma unroll 1
+    for (int i = 0; i < STAGES - 1; i++) load();
+    u32 stage = 0, next_part = part, part_end = begin;
+    const u32 from_w = (wm * MT * 16 + g) * 128 + q * 16, from_x = (BM + wn * 8 + g) * 128 + q * 16;
+#pragma unroll 1
+    for (u32 u = begin; u < end; u++) {
+      if (u == part_end) {
+        if (u > begin) add_part();
+        do part_end = part_start(job.k, ++next_part);
+        while (part_end == u);  // a part without units adds 0
+      }
+      cp_async_wait<STAGES - 2>();
+      __syncthreads();
+      load();
+      const char* at = smem + stage * STAGE;
+      if (++stage == STAGES) stage = 0;
+#pragma unroll
+      for (u32 h = 0; h < 2; h++) {
+        const u32 half = (h ^ odd) * 64;
+        uint4 xs[NA], lo[MT], hi[MT];
+#pragma unroll
+        for (int n = 0; n < NA; n++) xs[n] = *reinterpret_cast<const uint4*>(at + from_x + n * WN * 1024 + half);
+#pragma unroll
+        for (int m = 0; m < MT; m++) {
+          lo[m] = *reinterpret_cast<const uint4*>(at + from_w + m * 2048 + half);
+          hi[m] = *reinterpret_cast<const uint4*>(at + from_w + m * 2048 + 1024 + half);
+        }
+#pragma unroll
+        for (int m = 0; m < MT; m++)
+#pragma unroll
+          for (int n = 0; n < NA; n++) two_products(acc[m][n], lo[m], hi[m], xs[n]);
+      }
+    }
+    add_part();
+    cp_async_wait<0>();
+    __syncthreads();
+  }
+
+  __device__ __forceinline__ void store(const Job& job, u32 n0, u32 i0) {
+    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, wm = warp % WM, wn = warp / WM, g = lane >> 2, q = lane & 3;
+    char* smem = smem_base();
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+#pragma unroll
+      for (int j = 0; j < 2; j++) {
+        out_t* y = reinterpret_cast<out_t*>(smem + ((n * WN + wn) * 8 + q * 2 + j) * PITCH) + wm * MT * OUTS + g;
+#pragma unroll
+        for (int m = 0; m < MT; m++) {
+          const float lo = total[m][n][j], hi = total[m][n][2 + j];
+          y[m * OUTS] = Num<out_t>::of(SWIGLU ? silu(lo) * hi : lo);
+          if (!SWIGLU) y[m * OUTS + 8] = Num<out_t>::of(hi);
+        }
+      }
+    __syncthreads();
+    constexpr u32 V = 16 / sizeof(out_t), PER_ROW = OUTPUTS / V;
+    const bool aligned = ((u64)job.y | (u64)job.y_stride * sizeof(out_t)) % 16 == 0;
+#pragma unroll 1
+    for (u32 f = threadIdx.x; f < BN * PER_ROW; f += THREADS) {
+      const u32 i = i0 + f / PER_ROW, n = n0 + f % PER_ROW * V;
+      if (i >= job.count || n >= job.outputs) continue;
+      const out_t* from = reinterpret_cast<const out_t*>(smem + f / PER_ROW * PITCH) + f % PER_ROW * V;
+      out_t* y = job.y + (i64)job.pair(i) * job.y_stride + n;
+      if (aligned && n + V <= job.outputs) *reinterpret_cast<uint4*>(y) = *reinterpret_cast<const uint4*>(from);
+      else for (u32 e = 0; e < V && n + e < job.outputs; e++) y[e] = from[e];
+    }
+  }
+
+  // Sums the parts that lie in the shared memory of the cluster, a quarter of them in each CTA.
+  __device__ __forceinline__ void store_split(const Job& job, u32 n0, u32 i0, u32 rank) {
+#if GDN_SM90
+    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    float4* sums = reinterpret_cast<float4*>(smem_base());
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+      for (int n = 0; n < NT; n++) {
+        const float* a = total[m][n];
+        sums[((warp * MT + m) * NT + n) * 32 + lane] = float4{a[0], a[1], a[2], a[3]};
+      }
+    cluster_sync();
+    constexpr u32 QUARTER = WM * WN * MT * NT * 32 / PARTS;
+    for (u32 f = rank * QUARTER + threadIdx.x; f < (rank + 1) * QUARTER; f += THREADS) {
+      float4 v = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll
+      for (u32 s = 0; s < PARTS; s++) {
+        const float4 a = peer_load(sums + f, s);
+        v.x += a.x; v.y += a.y; v.z += a.z; v.w += a.w;
+      }
+      const u32 w = f / (MT * NT * 32), m = f / (NT * 32) % MT, n = f / 32 % NT;
+      emit(job, n0 + (w % WM * MT + m) * OUTS + (f & 31) / 4, job.outputs, i0 + (n * WN + w / WM) * 8 + (f & 3) * 2, v);
+    }
+    cluster_sync();  // others may read this CTA's sums still
+#endif
+  }
+
+  DEV void run(const Job& job, u32 n0, u32 i0, u32 rank, bool wait) {
+    Tile t;
+    const u32 there = job.count - i0 < BN ? job.count - i0 : BN, used = ceil_div(there, WN * 8);
+    if (PARTIAL && used <= (NT + 3) / 4) t.template sum<(NT + 3) / 4>(job, n0, i0, rank, wait);
+    else if (PARTIAL && used <= (NT + 1) / 2) t.template sum<(NT + 1) / 2>(job, n0, i0, rank, wait);
+    else t.template sum<NT>(job, n0, i0, rank, wait);
+    if (SPLIT > 1) t.store_split(job, n0, i0, rank);
+    else t.store(job, n0, i0);
+  }
+};
+
+// ---- f32: plain sums, a warp an output ----
+// A CTA of 4 warps, 8 pairs at a time. Lane l adds up elements 4l of every 128, lanes are added as a tree.
+template <class T> DEV float dot4(const T* x, const float* w, float sum) {
+  float v[4];
+  Quad<T>::load(x).get(v);
+#pragma unroll
+  for (int e = 0; e < 4; e++) sum = fmaf(v[e], w[e], sum);
+  return sum;
+}
+DEV void plain(const Job& job, u32 n, bool wait) {
+  const u32 lane = threadIdx.x & 31;
+  if (wait) pdl_wait();
+  pdl_trigger();
+  if (n >= job.outputs) return;
+  for (u32 i0 = 0; i0 < job.count; i0 += 8) {
+    float sums[8][2] = {};
+    const act_t* x[8];
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) x[i] = job.row(i0 + i < job.count ? i0 + i : i0);
+    for (u32 k = lane * 4; k < job.k; k += 128) {
+      float w[2][4];
+#pragma unroll
+      for (u32 r = 0; r < 1 + SWIGLU; r++) Quad<bf16>::load(job.w + (u64)(n + r * job.outputs) * job.k + k).get(w[r]);
+#pragma unroll
+      for (u32 i = 0; i < 8; i++)
+#pragma unroll
+        for (u32 r = 0; r < 1 + SWIGLU; r++) sums[i][r] = dot4(x[i] + k, w[r], sums[i][r]);
+    }
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) {
+#pragma unroll
+      for (u32 r = 0; r < 1 + SWIGLU; r++)
+#pragma unroll
+        for (int m = 16; m > 0; m /= 2) sums[i][r] += __shfl_xor_sync(FULL, sums[i][r], m);
+      if (lane == i && i0 + i < job.count) job.y[(i64)job.pair(i0 + i) * job.y_stride + n] = Num<out_t>::of(SWIGLU ? silu(sums[i][0]) * sums[i][1] : sums[i][0]);
+    }
+  }
+}
