@@ -1,12 +1,18 @@
 //! `config.json` of the three families, checked.
 
 mod fields;
+mod generation;
+mod preset;
 
 use std::{fs, path::Path};
 
 use gdn::LayerSpec;
 
 use self::fields::Fields;
+pub use self::{
+    generation::GenerationConfig,
+    preset::{PRESETS, Parameters},
+};
 use crate::{Error, Result};
 
 /// How a family stores its weights and writes its config.

@@ -94,6 +94,64 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// A folder without a chat template.
+    #[error("{path}: no chat template; expected chat_template.jinja, or chat_template in tokenizer_config.json", path = path.display())]
+    NoChatTemplate {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A chat template that can't be parsed, or rejects messages.
+    #[error("{path}: {reason}", path = path.display())]
+    ChatTemplate {
+        /// Its file.
+        path: PathBuf,
+        /// What the template raised, or what is wrong with it.
+        reason: String,
+    },
+    /// Neither the folder of a model nor an id.
+    #[error(
+        "{model}: no such folder, and no id; expected a folder with config.json and *.safetensors, or an id such as org/name"
+    )]
+    NoModel {
+        /// What came.
+        model: String,
+    },
+    /// A model that is not in the cache and can't be fetched.
+    #[error("{model}: not complete in {cache}, and can't be fetched: {reason}; fetch it where there is a network, and name its folder", cache = cache.display())]
+    Fetch {
+        /// The id.
+        model: String,
+        /// The cache.
+        cache: PathBuf,
+        /// Why it can't be fetched.
+        reason: String,
+    },
+    /// A name that is not in [`PRESETS`](crate::PRESETS).
+    #[error("preset: expected one of {}, got {got}", crate::PRESETS.join(", "))]
+    Preset {
+        /// The name that came.
+        got: String,
+    },
+    /// A sampling parameter out of its range.
+    #[error("{name}: expected {expected}, got {got}")]
+    Sampling {
+        /// The parameter.
+        name: &'static str,
+        /// What is accepted, in words.
+        expected: String,
+        /// What came.
+        got: String,
+    },
+    /// Logits that no token can be chosen from.
+    #[error("logits[{index}]: expected {expected}, got {got}")]
+    Logits {
+        /// The token.
+        index: usize,
+        /// What is accepted, in words.
+        expected: &'static str,
+        /// What came.
+        got: f32,
+    },
     /// A call without tokens.
     #[error("tokens: expected at least 1, got 0")]
     NoTokens,
@@ -115,8 +173,48 @@ pub enum Error {
         /// The tokens that the sequence would have.
         got: usize,
     },
+    /// An option that a device does not have.
+    #[error("{option}: expected {expected} on this device, got {got}")]
+    Option {
+        /// The option.
+        option: &'static str,
+        /// What is accepted, in words.
+        expected: String,
+        /// What came.
+        got: String,
+    },
+    /// More tokens in a call than a forward pass takes.
+    #[error("turns: expected at most {limit} tokens, the option batch_tokens, got {got}")]
+    BatchTokens {
+        /// The option `batch_tokens`.
+        limit: usize,
+        /// The tokens of all turns.
+        got: usize,
+    },
+    /// As many sequences as there is memory for.
+    #[error(
+        "sequence: all {slots} state slots are taken; drop a sequence or raise the option sequences"
+    )]
+    NoSlot {
+        /// The option `sequences`.
+        slots: usize,
+    },
+    /// As many tokens as there is memory for.
+    #[error(
+        "tokens: expected at most {left} more pages of {page} tokens, got {needed}: {pages} are there in all; drop a sequence or raise the option tokens"
+    )]
+    NoPages {
+        /// All pages.
+        pages: usize,
+        /// The free ones.
+        left: usize,
+        /// Those that the tokens need.
+        needed: usize,
+        /// The tokens of a page.
+        page: usize,
+    },
     /// A sequence that another model made.
-    #[error("sequence: expected one that this model's `state` made, got another model's")]
+    #[error("sequence: expected one that this model's `sequence` made, got another model's")]
     ForeignSequence,
     /// A layer that is not there, or is of the other kind.
     #[error("layer: expected a Gated DeltaNet layer below {layers}, got {got}")]

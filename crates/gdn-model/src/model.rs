@@ -1,34 +1,74 @@
-//! A loaded model and its forward pass.
+//! A loaded model.
 
 use std::{path::Path, sync::Arc};
 
-use gdn::{Cpu, PrefillForm};
+use gdn::{Cpu, Cuda, DType, DecodePath, Place, PrefillForm};
 
 use crate::{
     Checkpoint, Config, Error, Result, Sequence,
-    attention::Attention,
-    config::LayerKind,
-    gdn_layer::GdnLayer,
-    math::{Linear, Math, add},
-    mlp::Mlp,
-    sequence::LayerState,
-    weights::Scope,
+    batch::{Batch, Logits},
+    cpu::OnCpu,
+    cuda::OnGpu,
+    device::{Device, Shape},
+    forward::{Forward, Observe, Operator, Runs},
+    memory::{Memory, PAGE},
+    ops::sample::Choice,
+    sequence::GdnState,
 };
 
 /// How a model runs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Options {
-    /// The threads to compute with; as many as the machine runs at once if
-    /// `None`.
+    /// What runs the model: the CPU, or a GPU.
+    pub device: Place,
+    /// The dtype of activations, and of keys, values and conv states. A GPU has bf16,
+    /// the default there, and f32, which is for comparisons; the CPU has f32.
+    pub activations: Option<DType>,
+    /// The threads to compute with on the CPU; as many as the machine runs at once
+    /// if `None`.
     pub threads: Option<usize>,
     /// How the Gated DeltaNet layers take several tokens at once. With
     /// [`PrefillForm::Recurrent`], the default, logits have the same bits however
     /// the tokens are split into calls.
     pub prefill: PrefillForm,
+    /// How the Gated DeltaNet layers take one token of each sequence.
+    pub decode: DecodePath,
+    /// The sequences that there is memory for at once.
+    pub sequences: usize,
+    /// The tokens, of all sequences together, that there is memory for; rounded up
+    /// to pages of 64. `None`: as many as one sequence can have, 65 536 at the most.
+    pub tokens: Option<usize>,
+    /// The tokens that a forward pass takes at once; longer prompts are split.
+    pub batch_tokens: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            device: Place::Host,
+            activations: None,
+            threads: None,
+            prefill: PrefillForm::Recurrent,
+            decode: DecodePath::Fused,
+            sequences: 8,
+            tokens: None,
+            batch_tokens: 2048,
+        }
+    }
 }
 
 impl Options {
+    /// These options on another device.
+    pub fn device(self, device: Place) -> Self {
+        Self { device, ..self }
+    }
+
+    /// These options with another dtype of activations.
+    pub fn activations(self, activations: DType) -> Self {
+        Self { activations: Some(activations), ..self }
+    }
+
     /// These options with this many threads.
     pub fn threads(self, threads: usize) -> Self {
         Self { threads: Some(threads), ..self }
@@ -38,40 +78,57 @@ impl Options {
     pub fn prefill(self, prefill: PrefillForm) -> Self {
         Self { prefill, ..self }
     }
+
+    /// These options with this path of decode.
+    pub fn decode(self, decode: DecodePath) -> Self {
+        Self { decode, ..self }
+    }
+
+    /// These options with memory for so many sequences.
+    pub fn sequences(self, sequences: usize) -> Self {
+        Self { sequences, ..self }
+    }
+
+    /// These options with memory for so many tokens.
+    pub fn tokens(self, tokens: usize) -> Self {
+        Self { tokens: Some(tokens), ..self }
+    }
 }
 
-/// A model in f32 on the CPU.
+impl Options {
+    /// The dtype of activations, one of those that a device has; the first by default.
+    pub(crate) fn dtype(&self, known: &[DType]) -> Result<DType> {
+        match self.activations {
+            None => Ok(known[0]),
+            Some(dtype) if known.contains(&dtype) => Ok(dtype),
+            Some(dtype) => Err(Error::Option {
+                option: "activations",
+                expected: known.iter().map(DType::to_string).collect::<Vec<_>>().join(" or "),
+                got: dtype.to_string(),
+            }),
+        }
+    }
+}
+
+/// A model, ready to run.
 #[derive(Debug)]
 pub struct Model {
-    weights: Weights,
-    cpu: Cpu,
-    prefill: PrefillForm,
-    token: Arc<()>,
-}
-
-#[derive(Debug)]
-struct Weights {
     config: Config,
-    /// `[vocab, hidden]`.
-    embeddings: Vec<f32>,
-    layers: Vec<Layer>,
-    norm: Vec<f32>,
-    /// `None` if it is the embeddings.
-    head: Option<Linear>,
+    runs: Box<dyn Runs>,
+    memory: Arc<Memory>,
+    batch: Batch,
+    batch_tokens: usize,
 }
 
+/// Tokens of one sequence for a forward pass.
 #[derive(Debug)]
-struct Layer {
-    input_norm: Vec<f32>,
-    mixer: Mixer,
-    mlp_norm: Vec<f32>,
-    mlp: Mlp,
-}
-
-#[derive(Debug)]
-enum Mixer {
-    Gdn(Box<GdnLayer>),
-    Attention(Box<Attention>),
+pub struct Turn<'a> {
+    /// What was before them.
+    pub sequence: &'a mut Sequence,
+    /// At least one.
+    pub tokens: &'a [u32],
+    /// Whose logits are asked for.
+    pub logits: Logits,
 }
 
 impl Model {
@@ -92,33 +149,93 @@ impl Model {
         let folder = folder.as_ref();
         let config = Config::read(&folder.join("config.json"))?;
         let mut checkpoint = Checkpoint::open(folder)?;
-        let weights = Weights::load(config, &mut checkpoint)?;
+        let model = Self::new(config, &mut checkpoint, options, &mut |_| {})?;
         checkpoint.finish()?;
-        let cpu = options.threads.map_or_else(Cpu::new, Cpu::with_threads)?;
-        Ok(Self { weights, cpu, prefill: options.prefill, token: Arc::default() })
+        Ok(model)
+    }
+
+    /// A model of these weights. `progress` hears the number of layers that are
+    /// loaded.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn new(
+        config: Config,
+        checkpoint: &mut Checkpoint,
+        options: &Options,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Self> {
+        match options.device {
+            Place::Cuda(gpu) => {
+                Self::on_cuda(Cuda::new(gpu)?, config, checkpoint, options, progress)
+            }
+            Place::Host => {
+                let cpu = options.threads.map_or_else(Cpu::new, Cpu::with_threads)?;
+                let device = OnCpu::new(cpu, Shape::new(&config), options)?;
+                Self::on(device, config, checkpoint, options, progress)
+            }
+        }
+    }
+
+    /// On a GPU that is open, or a test's.
+    #[doc(hidden)]
+    pub fn on_cuda(
+        cuda: Cuda,
+        config: Config,
+        checkpoint: &mut Checkpoint,
+        options: &Options,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Self> {
+        let device = OnGpu::new(cuda, &config, options)?;
+        Self::on(device, config, checkpoint, options, progress)
+    }
+
+    fn on<D: Device + 'static>(
+        device: D,
+        config: Config,
+        checkpoint: &mut Checkpoint,
+        options: &Options,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Self> {
+        let tokens = options.tokens.unwrap_or_else(|| config.max_positions.min(1 << 16));
+        let (slots, pages) = (options.sequences, tokens.div_ceil(PAGE));
+        let forward = Forward::load(device, &config, checkpoint, [slots, pages], progress)?;
+        Ok(Self {
+            config,
+            runs: Box::new(forward),
+            memory: Memory::new(slots, pages),
+            batch: Batch::default(),
+            batch_tokens: options.batch_tokens.max(1),
+        })
     }
 
     /// The model's shape and options.
     pub fn config(&self) -> &Config {
-        &self.weights.config
+        &self.config
     }
 
     /// A sequence without tokens.
     ///
     /// # Errors
-    /// An operator's if there is no memory for its states.
-    pub fn state(&self) -> Result<Sequence> {
-        Sequence::new(self.config(), &self.token)
+    /// [`Error::NoSlot`] if there are as many as there is memory for.
+    pub fn sequence(&mut self) -> Result<Sequence> {
+        let runs = &mut self.runs;
+        self.memory.sequence(|slot| runs.clear(slot))
+    }
+
+    /// The sequences and the tokens, in whole pages, that there is still memory for.
+    pub fn free(&self) -> (usize, usize) {
+        let (slots, pages) = self.memory.left();
+        (slots, pages * PAGE)
     }
 
     /// Runs tokens through the model, behind those that the sequence has seen,
     /// and returns the logits for what comes after the last, `[vocab]`.
     ///
     /// # Errors
-    /// [`Error::NoTokens`], [`Error::Token`], [`Error::TooLong`] or
-    /// [`Error::ForeignSequence`]; the sequence is as before then.
+    /// As [`step`](Self::step), but that any number of tokens is taken.
     pub fn forward(&mut self, sequence: &mut Sequence, tokens: &[u32]) -> Result<Vec<f32>> {
-        self.run(sequence, tokens, Logits::Last, &mut |_, _| {})
+        self.all_logits(sequence, tokens, [Logits::Nothing, Logits::Last], None)
     }
 
     /// As [`forward`](Self::forward), with the logits of every token,
@@ -127,7 +244,7 @@ impl Model {
     /// # Errors
     /// As [`forward`](Self::forward).
     pub fn forward_all(&mut self, sequence: &mut Sequence, tokens: &[u32]) -> Result<Vec<f32>> {
-        self.run(sequence, tokens, Logits::All, &mut |_, _| {})
+        self.all_logits(sequence, tokens, [Logits::All; 2], None)
     }
 
     /// As [`forward_all`](Self::forward_all), and shows `observe` the hidden
@@ -142,66 +259,137 @@ impl Model {
         tokens: &[u32],
         observe: &mut (dyn FnMut(usize, &[f32]) + Send),
     ) -> Result<Vec<f32>> {
-        self.run(sequence, tokens, Logits::All, observe)
+        self.all_logits(sequence, tokens, [Logits::All; 2], Some(observe))
+    }
+
+    /// Runs the tokens of several sequences through the model at once, and returns
+    /// the logits that are asked for, `[R, vocab]`, in the order of the turns.
+    ///
+    /// A sequence's logits are those that it would have alone.
+    ///
+    /// # Errors
+    /// [`Error::NoTokens`], [`Error::BatchTokens`], [`Error::Token`],
+    /// [`Error::TooLong`], [`Error::NoPages`] or [`Error::ForeignSequence`]; the
+    /// sequences are as before then.
+    pub fn step(&mut self, turns: &mut [Turn<'_>]) -> Result<Vec<f32>> {
+        let mut logits = Vec::new();
+        self.run(turns, &[], None)?;
+        self.runs.read_logits(&mut logits)?;
+        Ok(logits)
+    }
+
+    /// As [`step`](Self::step), but of each row of logits the device chooses a token,
+    /// `[R]`: by the choice of the same index, and greedily where there is none.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn step_tokens(&mut self, turns: &mut [Turn<'_>], choices: &[Choice]) -> Result<Vec<u32>> {
+        let mut tokens = Vec::new();
+        self.run(turns, choices, None)?;
+        self.runs.read_tokens(&mut tokens)?;
+        Ok(tokens)
+    }
+
+    /// Leaves out all operators but those of one kind from now on, until called with
+    /// `None`: to see how long they take. What comes out means nothing.
+    pub fn only(&mut self, operator: Option<Operator>) {
+        self.runs.only(operator);
+    }
+
+    /// The state of a Gated DeltaNet layer, counted among all layers.
+    ///
+    /// # Errors
+    /// [`Error::Layer`] if there is no such layer, or it is a full-attention one;
+    /// [`Error::ForeignSequence`].
+    pub fn gdn_state(&self, sequence: &Sequence, layer: usize) -> Result<GdnState> {
+        self.check_owner(sequence)?;
+        let Some(pool) = self.runs.pool(layer) else {
+            return Err(Error::Layer { layers: self.config.layers.len(), got: layer });
+        };
+        let slot = sequence.slot();
+        Ok(GdnState { recurrent: pool.recurrent(slot)?, conv: pool.conv(slot)? })
+    }
+
+    /// Runs tokens in pieces that a forward pass can take; `read` comes behind each.
+    fn pieces(
+        &mut self,
+        sequence: &mut Sequence,
+        tokens: &[u32],
+        [before, last]: [Logits; 2],
+        mut observe: Option<Observe<'_>>,
+        mut read: impl FnMut(&mut dyn Runs) -> Result<()>,
+    ) -> Result<()> {
+        // All of them before any.
+        self.check(sequence, tokens)?;
+        sequence.reserve(tokens.len())?;
+        let mut rest = tokens;
+        while !rest.is_empty() {
+            let (piece, behind) = rest.split_at(rest.len().min(self.batch_tokens));
+            let logits = if behind.is_empty() { last } else { before };
+            let observe = observe.as_mut().map(|observe| &mut **observe as Observe<'_>);
+            self.run(&mut [Turn { sequence, tokens: piece, logits }], &[], observe)?;
+            read(&mut *self.runs)?;
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    fn all_logits(
+        &mut self,
+        sequence: &mut Sequence,
+        tokens: &[u32],
+        wanted: [Logits; 2],
+        observe: Option<Observe<'_>>,
+    ) -> Result<Vec<f32>> {
+        let (mut all, mut logits) = (Vec::new(), Vec::new());
+        self.pieces(sequence, tokens, wanted, observe, |runs| {
+            runs.read_logits(&mut logits)?;
+            all.append(&mut logits);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// The most likely token behind `tokens`.
+    pub(crate) fn greedy(&mut self, sequence: &mut Sequence, tokens: &[u32]) -> Result<u32> {
+        let mut last = Vec::new();
+        let wanted = [Logits::Nothing, Logits::Last];
+        self.pieces(sequence, tokens, wanted, None, |runs| runs.read_tokens(&mut last))?;
+        Ok(last[0])
     }
 
     fn run(
         &mut self,
-        sequence: &mut Sequence,
-        tokens: &[u32],
-        logits: Logits,
-        observe: &mut (dyn FnMut(usize, &[f32]) + Send),
-    ) -> Result<Vec<f32>> {
-        if !Arc::ptr_eq(&sequence.owner, &self.token) {
-            return Err(Error::ForeignSequence);
+        turns: &mut [Turn<'_>],
+        choices: &[Choice],
+        observe: Option<Observe<'_>>,
+    ) -> Result<()> {
+        let rows = turns.iter().map(|turn| turn.tokens.len()).sum();
+        if rows > self.batch_tokens {
+            return Err(Error::BatchTokens { limit: self.batch_tokens, got: rows });
         }
-        self.weights.check(sequence, tokens)?;
-        let math = Math::new(self.cpu.threads() > 1);
-        let (weights, prefill) = (&self.weights, self.prefill);
-        // On the backend's threads, so that products and operators share them.
-        self.cpu.install(|cpu| {
-            let run = Run { math, prefill, cpu };
-            weights.forward(run, sequence, tokens, logits, observe)
-        })
+        for turn in &*turns {
+            self.check(turn.sequence, turn.tokens)?;
+        }
+        for turn in &mut *turns {
+            turn.sequence.reserve(turn.tokens.len())?;
+        }
+        let views: Vec<_> =
+            turns.iter().map(|turn| (&*turn.sequence, turn.tokens, turn.logits)).collect();
+        self.batch.fill(&views, choices);
+        self.runs.run(&mut self.batch, observe)?;
+        for turn in turns {
+            turn.sequence.extend(turn.tokens.len());
+        }
+        Ok(())
     }
-}
 
-/// Whose logits are asked for.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Logits {
-    Last,
-    All,
-}
-
-/// What a forward pass computes with.
-struct Run<'a> {
-    math: Math,
-    prefill: PrefillForm,
-    cpu: &'a mut Cpu,
-}
-
-impl Weights {
-    fn load(config: Config, checkpoint: &mut Checkpoint) -> Result<Self> {
-        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        // Models with a vision tower keep the text model one level deeper.
-        let nested = checkpoint.contains("model.language_model.embed_tokens.weight");
-        let prefix = if nested { "model.language_model." } else { "model." };
-        let mut from = Scope::new(checkpoint, prefix);
-        let embeddings = from.take("embed_tokens.weight", &[vocab, hidden])?;
-        let mut layers = Vec::with_capacity(config.layers.len());
-        for (i, &kind) in config.layers.iter().enumerate() {
-            layers.push(Layer::load(&config, kind, from.scope(&format!("layers.{i}")))?);
-        }
-        let norm = from.take_norm("norm.weight", hidden)?;
-        // A copy of tied embeddings is left alone, as Hugging Face does.
-        let stored = !config.tied_embeddings || checkpoint.contains("lm_head.weight");
-        let head =
-            if stored { Some(checkpoint.take("lm_head.weight", &[vocab, hidden])?) } else { None };
-        let head = head.filter(|_| !config.tied_embeddings).map(|head| Linear::new(head, hidden));
-        Ok(Self { config, embeddings, layers, norm, head })
+    fn check_owner(&self, sequence: &Sequence) -> Result<()> {
+        if self.memory.owns(sequence) { Ok(()) } else { Err(Error::ForeignSequence) }
     }
 
     fn check(&self, sequence: &Sequence, tokens: &[u32]) -> Result<()> {
+        self.check_owner(sequence)?;
         let (vocab, limit) = (self.config.vocab_size, self.config.max_positions);
         if tokens.is_empty() {
             return Err(Error::NoTokens);
@@ -209,70 +397,10 @@ impl Weights {
         if let Some(index) = tokens.iter().position(|&token| token as usize >= vocab) {
             return Err(Error::Token { index, vocab, got: tokens[index] });
         }
-        let got = sequence.len.saturating_add(tokens.len());
+        let got = sequence.len().saturating_add(tokens.len());
         if got > limit {
             return Err(Error::TooLong { limit, got });
         }
         Ok(())
-    }
-
-    fn forward(
-        &self,
-        run: Run<'_>,
-        sequence: &mut Sequence,
-        tokens: &[u32],
-        logits: Logits,
-        observe: &mut (dyn FnMut(usize, &[f32]) + Send),
-    ) -> Result<Vec<f32>> {
-        let Run { math, prefill, cpu } = run;
-        let (hidden, eps) = (self.config.hidden_size, self.config.norm_eps);
-        let embedding = |&token: &u32| &self.embeddings[token as usize * hidden..][..hidden];
-        let mut x: Vec<f32> = tokens.iter().flat_map(embedding).copied().collect();
-        let position = sequence.len;
-        for (i, (layer, state)) in self.layers.iter().zip(&mut sequence.layers).enumerate() {
-            observe(i, &x);
-            let mut normed = x.clone();
-            math.rms_norm(&mut normed, &layer.input_norm, eps);
-            let mixed = match (&layer.mixer, state) {
-                (Mixer::Gdn(gdn), LayerState::Gdn(pool)) => {
-                    gdn.forward(math, cpu, prefill, &normed, tokens.len(), pool)?
-                }
-                (Mixer::Attention(attention), LayerState::Attention(cache)) => {
-                    attention.forward(math, &normed, position, cache)
-                }
-                _ => return Err(Error::ForeignSequence),
-            };
-            add(&mut x, &mixed);
-            let mut normed = x.clone();
-            math.rms_norm(&mut normed, &layer.mlp_norm, eps);
-            add(&mut x, &layer.mlp.forward(math, &normed));
-        }
-        sequence.len += tokens.len();
-        math.rms_norm(&mut x, &self.norm, eps);
-        observe(self.layers.len(), &x);
-        let from = if logits == Logits::All { 0 } else { x.len() - hidden };
-        Ok(match &self.head {
-            Some(head) => head.apply(math, &x[from..]),
-            None => math.product(&self.embeddings, hidden, &x[from..]),
-        })
-    }
-}
-
-impl Layer {
-    fn load(config: &Config, kind: LayerKind, mut from: Scope<'_>) -> Result<Self> {
-        let hidden = config.hidden_size;
-        Ok(Self {
-            input_norm: from.take_norm("input_layernorm.weight", hidden)?,
-            mixer: match kind {
-                LayerKind::Gdn => {
-                    Mixer::Gdn(Box::new(GdnLayer::load(config, from.scope("linear_attn"))?))
-                }
-                LayerKind::Attention => {
-                    Mixer::Attention(Box::new(Attention::load(config, from.scope("self_attn"))?))
-                }
-            },
-            mlp_norm: from.take_norm("post_attention_layernorm.weight", hidden)?,
-            mlp: Mlp::load(config, from.scope("mlp"))?,
-        })
     }
 }

@@ -1,15 +1,20 @@
 //! Text to tokens and back.
 
+mod stream;
+
 use std::{
     fmt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
+pub use self::stream::TextStream;
 use crate::{Error, Result};
 
-/// The tokenizer of a model, from its `tokenizer.json`.
+/// The tokenizer of a model, from its `tokenizer.json`. Clones share it.
+#[derive(Clone)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: Arc<tokenizers::Tokenizer>,
     path: PathBuf,
 }
 
@@ -21,7 +26,7 @@ impl Tokenizer {
     pub fn load(folder: impl AsRef<Path>) -> Result<Self> {
         let path = folder.as_ref().join("tokenizer.json");
         match tokenizers::Tokenizer::from_file(&path) {
-            Ok(inner) => Ok(Self { inner, path }),
+            Ok(inner) => Ok(Self { inner: Arc::new(inner), path }),
             Err(error) => Err(Error::Tokenizer { path, reason: error.to_string() }),
         }
     }
@@ -41,6 +46,31 @@ impl Tokenizer {
     /// [`Error::Tokenizer`] if the file's rules can't take the tokens.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
         self.inner.decode(tokens, false).map_err(|error| self.error(error))
+    }
+
+    /// As [`decode`](Self::decode), without special tokens.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    pub fn decode_text(&self, tokens: &[u32]) -> Result<String> {
+        self.inner.decode(tokens, true).map_err(|error| self.error(error))
+    }
+
+    /// Decodes token by token: what comes out adds up to what
+    /// [`decode`](Self::decode) makes of all.
+    pub fn stream(&self) -> TextStream {
+        TextStream::new(self.clone())
+    }
+
+    /// The token of a text that is one, such as `<|im_end|>`.
+    pub fn token_id(&self, text: &str) -> Option<u32> {
+        self.inner.token_to_id(text)
+    }
+
+    /// Whether a token is a special one, such as `<|im_end|>`.
+    pub fn is_special(&self, token: u32) -> bool {
+        let added = self.inner.get_added_vocabulary();
+        added.simple_id_to_token(token).is_some_and(|text| added.is_special_token(&text))
     }
 
     fn error(&self, error: tokenizers::Error) -> Error {

@@ -8,7 +8,7 @@ use gdn_model::{Model, Options};
 
 /// The logits of every token of a prompt that comes in pieces.
 fn logits(model: &mut Model, tokens: &[u32], piece: usize) -> Vec<f32> {
-    let mut state = model.state().unwrap();
+    let mut state = model.sequence().unwrap();
     let calls = tokens.chunks(piece).map(|piece| model.forward_all(&mut state, piece).unwrap());
     let logits = calls.collect::<Vec<_>>().concat();
     assert_eq!(state.len(), tokens.len());
@@ -61,7 +61,7 @@ fn the_last_logits_are_the_last_of_all() {
     for name in CHECKPOINTS {
         let (tokens, mut model) = (prompt(name), model_with(name, &Options::default()));
         let all = logits(&mut model, &tokens, tokens.len());
-        let mut state = model.state().unwrap();
+        let mut state = model.sequence().unwrap();
         let last = model.forward(&mut state, &tokens).unwrap();
         assert!(last == all[all.len() - last.len()..], "{name}");
     }
@@ -73,7 +73,7 @@ fn sequences_do_not_mix() {
         let (tokens, mut model) = (prompt(name), model_with(name, &Options::default()));
         let (first, second) = tokens.split_at(tokens.len() / 2);
         let alone = [first, second].map(|tokens| logits(&mut model, tokens, 7));
-        let (mut a, mut b) = (model.state().unwrap(), model.state().unwrap());
+        let (mut a, mut b) = (model.sequence().unwrap(), model.sequence().unwrap());
         let (mut of_a, mut of_b) = (Vec::new(), Vec::new());
         for (first, second) in first.chunks(7).zip(second.chunks(7)) {
             of_a.extend(model.forward_all(&mut a, first).unwrap());

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 /// The logits of a prompt.
 fn logits(model: &mut Model, name: &str) -> Vec<f32> {
-    model.forward(&mut model.state().unwrap(), &Reference::new(name).deep()).unwrap()
+    let mut sequence = model.sequence().unwrap();
+    model.forward(&mut sequence, &Reference::new(name).deep()).unwrap()
 }
 
 /// The altered checkpoint is still the same model.

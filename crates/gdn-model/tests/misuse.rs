@@ -221,30 +221,31 @@ fn configs_that_ask_for_what_is_not_computed() {
 #[test]
 fn tokens_that_can_not_be_run_leave_the_sequence_alone() {
     let mut model = model(DENSE);
-    let mut state = model.state().unwrap();
+    let mut state = model.sequence().unwrap();
     model.forward(&mut state, &[1, 2, 3]).unwrap();
-    let before = state.gdn_state(0).unwrap();
+    let before = model.gdn_state(&state, 0).unwrap();
     assert!(matches!(model.forward(&mut state, &[]), Err(Error::NoTokens)));
     let error = model.forward(&mut state, &[5, 2048]).unwrap_err();
     says(&error, &["tokens[1]", "below 2048", "got 2048"]);
     let error = model.forward(&mut state, &[0; 4094]).unwrap_err();
     says(&error, &["at most 4096", "got 4097"]);
     assert_eq!(state.len(), 3);
-    assert!(state.gdn_state(0).unwrap() == before);
+    assert!(model.gdn_state(&state, 0).unwrap() == before);
 }
 
 #[test]
 fn a_sequence_of_another_model() {
-    let (mut one, other) = (model(DENSE), model(DENSE));
-    let mut state = other.state().unwrap();
+    let (mut one, mut other) = (model(DENSE), model(DENSE));
+    let mut state = other.sequence().unwrap();
     assert!(matches!(one.forward(&mut state, &[1]), Err(Error::ForeignSequence)));
 }
 
 #[test]
 fn a_state_that_is_not_there() {
-    let state = model(DENSE).state().unwrap();
+    let mut model = model(DENSE);
+    let state = model.sequence().unwrap();
     assert!(state.is_empty());
     for layer in [3, 8] {
-        assert!(matches!(state.gdn_state(layer), Err(Error::Layer { layers: 8, .. })));
+        assert!(matches!(model.gdn_state(&state, layer), Err(Error::Layer { layers: 8, .. })));
     }
 }

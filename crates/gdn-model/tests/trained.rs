@@ -38,7 +38,8 @@ fn answers_are_the_same_text() {
             let line: Value = serde_json::from_str(line).unwrap();
             let text = |field: &str| line[field].as_str().unwrap().to_owned();
             let prompt = format!("{prefix}Question: {}\nAnswer:", text("question"));
-            let (tokens, mut state) = (tokenizer.encode(&prompt).unwrap(), model.state().unwrap());
+            let (tokens, mut state) =
+                (tokenizer.encode(&prompt).unwrap(), model.sequence().unwrap());
             let answer = model.generate_greedy(&mut state, &tokens, 14, &[]).unwrap();
             let answer = tokenizer.decode(&answer).unwrap();
             assert_eq!(answer, text("hf_f32_output"), "{form:?}: {}", text("question"));
@@ -55,15 +56,15 @@ fn answers_are_the_same_text() {
 fn generation_stops_and_goes_on() {
     let mut model = model(TRAINED);
     let prompt = [760, 12, 30];
-    let mut state = model.state().unwrap();
+    let mut state = model.sequence().unwrap();
     let all = model.generate_greedy(&mut state, &prompt, 12, &[]).unwrap();
     assert_eq!((all.len(), state.len()), (12, prompt.len() + 11));
 
-    let mut state = model.state().unwrap();
+    let mut state = model.sequence().unwrap();
     assert!(model.generate_greedy(&mut state, &prompt, 0, &[]).unwrap().is_empty());
     assert_eq!(state.len(), prompt.len());
 
-    let mut state = model.state().unwrap();
+    let mut state = model.sequence().unwrap();
     let stop = all.iter().position(|token| *token == all[5]).unwrap();
     let mut parts = model.generate_greedy(&mut state, &prompt, 12, &all[5..6]).unwrap();
     assert_eq!(parts, all[..=stop]);

@@ -1,12 +1,15 @@
 //! The tensors of a checkpoint: one safetensors file, or shards with an index.
 
+mod dummy;
 mod map;
+mod tensor;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs,
     ops::Range,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use gdn::{bf16, f16};
@@ -14,6 +17,7 @@ use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
+pub(crate) use self::tensor::{Dummy, Elements, Tensor};
 use crate::{Error, Result};
 
 const SINGLE: &str = "model.safetensors";
@@ -27,6 +31,8 @@ const SKIPPED: [&str; 2] = ["model.visual.", "mtp."];
 #[derive(Debug)]
 pub struct Checkpoint {
     folder: PathBuf,
+    /// Every tensor of any shape is there, made up from this seed.
+    dummy: Option<u64>,
     shards: Vec<Shard>,
     tensors: BTreeMap<String, Entry>,
     taken: HashSet<String>,
@@ -35,7 +41,7 @@ pub struct Checkpoint {
 #[derive(Debug)]
 struct Shard {
     path: PathBuf,
-    map: Mmap,
+    map: Arc<Mmap>,
 }
 
 /// Where a tensor lies.
@@ -63,6 +69,7 @@ impl Checkpoint {
     pub fn open(folder: &Path) -> Result<Self> {
         let mut checkpoint = Self {
             folder: folder.to_owned(),
+            dummy: None,
             shards: Vec::new(),
             tensors: BTreeMap::new(),
             taken: HashSet::new(),
@@ -87,6 +94,18 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// Whatever is asked for, made up from a seed: to time a model without its
+    /// weights.
+    pub fn dummy(seed: u64) -> Self {
+        Self {
+            folder: PathBuf::new(),
+            dummy: Some(seed),
+            shards: Vec::new(),
+            tensors: BTreeMap::new(),
+            taken: HashSet::new(),
+        }
+    }
+
     /// Adds the tensors of a shard that `wanted` names.
     fn add(&mut self, path: &Path, wanted: impl Fn(&str) -> bool) -> Result<()> {
         let map = map::map(path)?;
@@ -106,7 +125,7 @@ impl Checkpoint {
                 self.tensors.insert(name, entry);
             }
         }
-        self.shards.push(Shard { path: path.to_owned(), map });
+        self.shards.push(Shard { path: path.to_owned(), map: Arc::new(map) });
         Ok(())
     }
 
@@ -120,6 +139,49 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::Shape`] or [`Error::DType`].
     pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        if let Some(seed) = self.dummy {
+            return Ok(dummy::vector(seed, name, shape));
+        }
+        let (shard, entry) = self.find(name, shape)?;
+        let data = &shard.map[entry.bytes.clone()];
+        let values = match entry.dtype {
+            Dtype::F32 => read(data, f32::from_le_bytes),
+            Dtype::BF16 => read(data, |bytes| bf16::from_le_bytes(bytes).to_f32()),
+            Dtype::F16 => read(data, |bytes| f16::from_le_bytes(bytes).to_f32()),
+            other => return Err(shard.dtype(name, other)),
+        };
+        self.taken.insert(name.to_owned());
+        Ok(values)
+    }
+
+    /// A tensor of this shape as a matrix with the last dim as its rows, left where
+    /// it lies if it is bf16.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub(crate) fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let cols = shape.last().copied().unwrap_or(1);
+        if let Some(seed) = self.dummy {
+            return Ok(dummy::tensor(seed, name, [shape.iter().product::<usize>() / cols, cols]));
+        }
+        let (shard, entry) = self.find(name, shape)?;
+        let even = (shard.map.as_ptr() as usize + entry.bytes.start).is_multiple_of(2);
+        let tensor = match entry.dtype {
+            Dtype::BF16 if even && cfg!(target_endian = "little") => {
+                let rows = entry.bytes.len() / 2 / cols;
+                Tensor::mapped(shard.map.clone(), entry.bytes.start, [rows, cols])
+            }
+            Dtype::BF16 => {
+                let data = &shard.map[entry.bytes.clone()];
+                Tensor::bf16(read(data, bf16::from_le_bytes), cols)
+            }
+            _ => return Ok(Tensor::f32(self.take(name, shape)?, cols)),
+        };
+        self.taken.insert(name.to_owned());
+        Ok(tensor)
+    }
+
+    fn find(&self, name: &str, shape: &[usize]) -> Result<(&Shard, &Entry)> {
         let Some(entry) = self.tensors.get(name) else {
             return Err(Error::MissingTensor {
                 path: self.folder.clone(),
@@ -135,21 +197,7 @@ impl Checkpoint {
                 got: entry.shape.clone(),
             });
         }
-        let data = &shard.map[entry.bytes.clone()];
-        let values = match entry.dtype {
-            Dtype::F32 => read(data, f32::from_le_bytes),
-            Dtype::BF16 => read(data, |bytes| bf16::from_le_bytes(bytes).to_f32()),
-            Dtype::F16 => read(data, |bytes| f16::from_le_bytes(bytes).to_f32()),
-            other => {
-                return Err(Error::DType {
-                    path: shard.path.clone(),
-                    tensor: name.to_owned(),
-                    got: other.to_string(),
-                });
-            }
-        };
-        self.taken.insert(name.to_owned());
-        Ok(values)
+        Ok((shard, entry))
     }
 
     /// `Err` if a tensor was not taken, unless it belongs to a part that a text
@@ -169,7 +217,14 @@ impl Checkpoint {
     }
 }
 
-fn read<const N: usize>(data: &[u8], value: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+impl Shard {
+    fn dtype(&self, tensor: &str, got: Dtype) -> Error {
+        let (path, tensor) = (self.path.clone(), tensor.to_owned());
+        Error::DType { path, tensor, got: got.to_string() }
+    }
+}
+
+fn read<const N: usize, T>(data: &[u8], value: impl Fn([u8; N]) -> T) -> Vec<T> {
     data.as_chunks().0.iter().map(|&bytes| value(bytes)).collect()
 }
 
@@ -196,6 +251,11 @@ impl<'a> Scope<'a> {
     /// As [`Checkpoint::take`].
     pub(crate) fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         self.checkpoint.take(&format!("{}{name}", self.prefix), shape)
+    }
+
+    /// As [`Checkpoint::tensor`].
+    pub(crate) fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.checkpoint.tensor(&format!("{}{name}", self.prefix), shape)
     }
 
     /// The weight of a zero-centred norm, as the factor 1 + w.

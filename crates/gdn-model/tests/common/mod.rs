@@ -3,9 +3,14 @@
 
 pub mod altered;
 
-use std::{fs, path::PathBuf};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
 
-use gdn_model::{Model, Options};
+use gdn::{Cuda, DType};
+use gdn_emu::EmulatedGpu;
+use gdn_model::{Checkpoint, Config, Model, Options};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
@@ -17,11 +22,39 @@ pub fn folder(name: &str) -> PathBuf {
 }
 
 pub fn model(name: &str) -> Model {
-    Model::load(folder(name)).unwrap()
+    model_with(name, &Options::default())
 }
 
+/// On what `GDN_TEST_BACKEND` says: `cpu`, `cuda` (the first GPU), or `emu` (the CUDA
+/// kernels, run on the CPU). On the latter two in f32, unless `options` say otherwise.
 pub fn model_with(name: &str, options: &Options) -> Model {
-    Model::load_with(folder(name), options).unwrap()
+    model_at(&folder(name), options)
+}
+
+pub fn model_at(folder: &Path, options: &Options) -> Model {
+    let Some(cuda) = cuda() else { return Model::load_with(folder, options).unwrap() };
+    let mut options = options.clone();
+    options.activations.get_or_insert(DType::F32);
+    let config = Config::read(&folder.join("config.json")).unwrap();
+    let mut checkpoint = Checkpoint::open(folder).unwrap();
+    Model::on_cuda(cuda, config, &mut checkpoint, &options, &mut |_| {}).unwrap()
+}
+
+pub fn on_cpu() -> bool {
+    env::var("GDN_TEST_BACKEND").map_or(true, |kind| kind == "cpu")
+}
+
+fn cuda() -> Option<Cuda> {
+    match env::var("GDN_TEST_BACKEND").as_deref() {
+        Err(_) | Ok("cpu") => None,
+        // A stream for each: what one test records in a graph, others must not touch.
+        Ok("cuda") => Some(Cuda::new(0).unwrap()),
+        Ok("emu") => {
+            let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
+            Some(EmulatedGpu::new(&out).unwrap().backend().unwrap())
+        }
+        Ok(other) => panic!("GDN_TEST_BACKEND={other}: expected cpu, cuda or emu"),
+    }
 }
 
 /// Prompts, and Hugging Face's outputs in f32.
@@ -43,8 +76,12 @@ pub struct Prompt {
 
 impl Reference {
     pub fn new(name: &str) -> Self {
-        let tensors = fs::read(folder(name).join("ref.safetensors")).unwrap();
-        let json = fs::read_to_string(folder(name).join("ref.json")).unwrap();
+        Self::at(&folder(name))
+    }
+
+    pub fn at(folder: &Path) -> Self {
+        let tensors = fs::read(folder.join("ref.safetensors")).unwrap();
+        let json = fs::read_to_string(folder.join("ref.json")).unwrap();
         Self { tensors, json: serde_json::from_str::<Value>(&json).unwrap()["f32"].take() }
     }
 

@@ -1,0 +1,135 @@
+//! Where sequences keep what they remember: a state slot in every Gated DeltaNet
+//! layer, pages of keys and values in every full-attention layer.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::{Error, Result};
+
+/// Tokens of a page.
+pub(crate) const PAGE: usize = 64;
+
+/// The slots and pages of a model, those of all layers alike.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    slots: usize,
+    pages: usize,
+    free: Mutex<Free>,
+}
+
+#[derive(Debug)]
+struct Free {
+    /// Slots that were never used, or were zeroed since.
+    slots: Vec<i32>,
+    /// Slots that hold what a dropped sequence left.
+    used: Vec<i32>,
+    pages: Vec<i32>,
+}
+
+/// What a model remembers of the tokens that it has seen: a fixed-size state in
+/// each Gated DeltaNet layer, keys and values in each full-attention layer.
+///
+/// [`Model::sequence`](crate::Model::sequence) makes one. Its memory goes back to
+/// the model when it is dropped.
+#[derive(Debug)]
+pub struct Sequence {
+    memory: Arc<Memory>,
+    slot: i32,
+    pages: Vec<i32>,
+    len: usize,
+}
+
+impl Memory {
+    pub(crate) fn new(slots: usize, pages: usize) -> Arc<Self> {
+        let free = Free {
+            slots: (0..slots as i32).rev().collect(),
+            used: Vec::new(),
+            pages: (0..pages as i32).rev().collect(),
+        };
+        Arc::new(Self { slots, pages, free: Mutex::new(free) })
+    }
+
+    fn free(&self) -> std::sync::MutexGuard<'_, Free> {
+        // Plain lists: whole whenever someone panics.
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A sequence without tokens. `zero` clears a slot that was used before.
+    pub(crate) fn sequence(
+        self: &Arc<Self>,
+        zero: impl FnOnce(i32) -> Result<()>,
+    ) -> Result<Sequence> {
+        let fresh = self.free().slots.pop();
+        let slot = match fresh {
+            Some(slot) => slot,
+            None => {
+                let slot = self.free().used.pop().ok_or(Error::NoSlot { slots: self.slots })?;
+                if let Err(error) = zero(slot) {
+                    self.free().used.push(slot);
+                    return Err(error);
+                }
+                slot
+            }
+        };
+        Ok(Sequence { memory: self.clone(), slot, pages: Vec::new(), len: 0 })
+    }
+
+    pub(crate) fn owns(self: &Arc<Self>, sequence: &Sequence) -> bool {
+        Arc::ptr_eq(self, &sequence.memory)
+    }
+
+    /// The slots and pages that nobody holds.
+    pub(crate) fn left(&self) -> (usize, usize) {
+        let free = self.free();
+        (free.slots.len() + free.used.len(), free.pages.len())
+    }
+}
+
+impl Sequence {
+    /// The number of tokens seen.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no token was seen yet.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(crate) fn slot(&self) -> i32 {
+        self.slot
+    }
+
+    pub(crate) fn pages(&self) -> &[i32] {
+        &self.pages
+    }
+
+    /// Takes the pages that so many more tokens need.
+    pub(crate) fn reserve(&mut self, tokens: usize) -> Result<()> {
+        let more = (self.len + tokens).div_ceil(PAGE).saturating_sub(self.pages.len());
+        let mut free = self.memory.free();
+        let left = free.pages.len();
+        if more > left {
+            return Err(Error::NoPages {
+                pages: self.memory.pages,
+                left,
+                needed: more,
+                page: PAGE,
+            });
+        }
+        self.pages.extend(free.pages.drain(left - more..).rev());
+        Ok(())
+    }
+
+    /// Tokens that a forward pass has seen.
+    pub(crate) fn extend(&mut self, tokens: usize) {
+        self.len += tokens;
+    }
+}
+
+impl Drop for Sequence {
+    fn drop(&mut self) {
+        let mut free = self.memory.free();
+        free.used.push(self.slot);
+        free.pages.append(&mut self.pages);
+    }
+}
