@@ -2,7 +2,8 @@
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use gdn::{Backend, Cpu, Cuda};
+use gdn::{Backend, Cpu, Cuda, Place};
+use gdn_model::Options;
 use serde::Serialize;
 
 use crate::{cli::at_least_one, output::Usage};
@@ -39,25 +40,46 @@ pub(crate) enum AnyBackend {
 }
 
 impl BackendArgs {
+    /// The memory of what runs the operators.
+    pub(crate) fn place(&self) -> Place {
+        match self.backend {
+            BackendKind::Cpu => Place::Host,
+            BackendKind::Cuda => Place::Cuda(self.device.unwrap_or(0)),
+        }
+    }
+
     /// Starts the backend.
     pub(crate) fn open(&self) -> anyhow::Result<AnyBackend> {
+        self.check()?;
+        match (self.place(), self.threads) {
+            (Place::Host, None) => {
+                Ok(AnyBackend::Cpu(Cpu::new().context("could not start the cpu backend")?))
+            }
+            (Place::Host, Some(threads)) => Cpu::with_threads(threads)
+                .map(AnyBackend::Cpu)
+                .with_context(|| format!("could not start --threads {threads}; try fewer")),
+            (Place::Cuda(gpu), _) => {
+                Ok(AnyBackend::Cuda(Cuda::new(gpu).context("could not start the cuda backend")?))
+            }
+        }
+    }
+
+    /// `Err` for a flag of the other backend.
+    pub(crate) fn check(&self) -> Result<(), Usage> {
         let misplaced = |flag: &str, backend: &str| {
             Usage(format!("{flag} is of the {backend} backend; add --backend {backend}"))
         };
         match (self.backend, self.threads, self.device) {
-            (BackendKind::Cpu, _, Some(_)) => Err(misplaced("--device", "cuda").into()),
-            (BackendKind::Cuda, Some(_), _) => Err(misplaced("--threads", "cpu").into()),
-            (BackendKind::Cpu, None, None) => {
-                Ok(AnyBackend::Cpu(Cpu::new().context("could not start the cpu backend")?))
-            }
-            (BackendKind::Cpu, Some(threads), None) => Cpu::with_threads(threads)
-                .map(AnyBackend::Cpu)
-                .with_context(|| format!("could not start --threads {threads}; try fewer")),
-            (BackendKind::Cuda, None, device) => {
-                let cuda = Cuda::new(device.unwrap_or(0));
-                Ok(AnyBackend::Cuda(cuda.context("could not start the cuda backend")?))
-            }
+            (BackendKind::Cpu, _, Some(_)) => Err(misplaced("--device", "cuda")),
+            (BackendKind::Cuda, Some(_), _) => Err(misplaced("--threads", "cpu")),
+            _ => Ok(()),
         }
+    }
+
+    /// Options of a model on this backend.
+    pub(crate) fn options(&self) -> Options {
+        let options = Options::default().device(self.place());
+        self.threads.map_or(options.clone(), |threads| options.threads(threads))
     }
 }
 

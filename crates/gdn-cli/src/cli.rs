@@ -9,9 +9,9 @@ use clap::{
 use clap_complete::Shell;
 use gdn::{DType, DecodePath, cuda::tiles::Tile};
 
-use crate::backend::BackendArgs;
+use crate::{backend::BackendArgs, bench_model::BenchModelArgs, generate::GenerateArgs};
 
-/// Check and time Gated DeltaNet decode on this machine.
+/// Check and time Gated DeltaNet decode on this machine, and generate text.
 ///
 /// Gated DeltaNet (GDN) is the linear attention of Qwen3.5, Qwen3.6 and
 /// Qwen3-Next: in place of a growing KV cache, every sequence owns a state of
@@ -26,6 +26,7 @@ use crate::backend::BackendArgs;
 Examples:
   gdn check                     is this build right on this machine?
   gdn bench                     how fast is it?
+  gdn generate                  what does a model say?
   gdn info                      what does it run on?
   gdn completions bash > ~/.local/share/bash-completion/completions/gdn
 
@@ -46,6 +47,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     Check(CheckArgs),
     Bench(BenchArgs),
+    BenchModel(BenchModelArgs),
+    Generate(GenerateArgs),
     Info(InfoArgs),
     /// Print a completion script for a shell
     #[command(after_help = "\
@@ -282,7 +285,7 @@ fn dtype() -> impl TypedValueParser<Value = DType> {
     PossibleValuesParser::new(["f32", "bf16", "f16"]).try_map(|name| name.parse())
 }
 
-fn path() -> impl TypedValueParser<Value = DecodePath> {
+pub(crate) fn path() -> impl TypedValueParser<Value = DecodePath> {
     PossibleValuesParser::new(["split", "packed", "fused"]).try_map(|name| name.parse())
 }
 

@@ -1,9 +1,12 @@
-//! The command `gdn`: checks and times Gated DeltaNet decode on this machine.
+//! The command `gdn`: checks and times Gated DeltaNet decode on this machine, and
+//! generates text with models.
 
 mod backend;
 mod bench;
+mod bench_model;
 mod check;
 mod cli;
+mod generate;
 mod info;
 mod machine;
 mod output;
@@ -32,6 +35,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Check(args) => check::run(&args, out),
         Command::Bench(args) => bench::run(&args, out).map(|()| ExitCode::SUCCESS),
+        Command::Generate(args) => generate::run(&args, out),
+        Command::BenchModel(args) => bench_model::run(&args, out).map(|()| ExitCode::SUCCESS),
         Command::Info(args) => info::run(&args, out).map(|()| ExitCode::SUCCESS),
         Command::Completions { shell } => {
             // Into memory first: the generator panics where a pipe is closed.

@@ -1,0 +1,121 @@
+//! `gdn bench-model`: how long a whole model takes, beside the bytes that it must move.
+
+mod args;
+mod measure;
+mod table;
+mod yardstick;
+
+use std::{
+    io::{IsTerminal, Write},
+    path::Path,
+    time::Instant,
+};
+
+use anyhow::Context;
+use gdn_model::{Checkpoint, Config, Model};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+pub(crate) use self::args::BenchModelArgs;
+use self::{
+    args::LoadFormat,
+    measure::{DecodeRow, PrefillRow},
+    yardstick::Yardstick,
+};
+use crate::output::{OutputFile, Provenance};
+
+pub(crate) fn run(args: &BenchModelArgs, out: &mut impl Write) -> anyhow::Result<()> {
+    let json = OutputFile::of("--json", args.json.as_deref())?;
+    let backend = args.backend.open()?;
+    let provenance = Provenance::new(&backend);
+    let mut yardstick = Yardstick::new(&backend)?;
+    drop(backend);
+
+    let begin = Instant::now();
+    let mut model = load(args)?;
+    let load_s = begin.elapsed().as_secs_f64();
+    writeln!(out, "{}", table::setup(args, model.config(), load_s))?;
+
+    let mut prefill = Vec::new();
+    if !args.prompt_lens.is_empty() {
+        writeln!(out, "\n{}", table::PREFILL_HEAD)?;
+    }
+    for &tokens in &args.prompt_lens {
+        let row = measure::prefill(&mut model, args, tokens)?;
+        writeln!(out, "{}", table::prefill_line(&row))?;
+        prefill.push(row);
+    }
+    let mut decode = Vec::new();
+    if !args.batch_sizes.is_empty() {
+        writeln!(out, "\n{}", table::DECODE_HEAD)?;
+    }
+    for &batch in &args.batch_sizes {
+        let row = measure::decode(&mut model, args, batch, &mut yardstick)?;
+        writeln!(out, "{}", table::decode_line(&row))?;
+        for operator in &row.operators {
+            writeln!(out, "{}", table::operator_line(operator))?;
+        }
+        decode.push(row);
+    }
+    if let Some(file) = json {
+        let (model, parameters) = (args.name(), model.config().parameters().total);
+        file.write_json(&Report { provenance, model, parameters, load_s, prefill, decode })?;
+    }
+    Ok(())
+}
+
+fn load(args: &BenchModelArgs) -> anyhow::Result<Model> {
+    let (config, mut checkpoint) = match &args.model {
+        None => (Config::preset(&args.preset)?, Checkpoint::dummy(args.seed.into())),
+        Some(folder) => {
+            let path = Path::new(folder);
+            let config = Config::read(&path.join("config.json"))?;
+            let checkpoint = match args.load_format {
+                LoadFormat::Dummy => Checkpoint::dummy(args.seed.into()),
+                LoadFormat::Safetensors => Checkpoint::open(path)?,
+            };
+            (config, checkpoint)
+        }
+    };
+    let sequences = args.batch_sizes.iter().copied().max().unwrap_or(1);
+    // A prompt, the steps, and a page that is not full.
+    let profile = if args.profile { 256 } else { 0 };
+    let tokens = sequences * (args.context + args.steps + WARM_UP + profile + 64);
+    let longest = args.prompt_lens.iter().copied().max().unwrap_or(0);
+    let options = args
+        .backend
+        .options()
+        .sequences(sequences)
+        .tokens(tokens.max(longest + 64))
+        .decode(args.path)
+        .prefill(args.prefill);
+    let bar = progress_bar(config.layers.len());
+    let progress = &mut |layers| bar.set_position(layers as u64);
+    let model = Model::new(config, &mut checkpoint, &options, progress);
+    bar.finish_and_clear();
+    model.with_context(|| format!("can't load {}", args.name()))
+}
+
+/// Decode steps before those that are timed: a GPU runs a step, then records it.
+const WARM_UP: usize = 4;
+
+fn progress_bar(layers: usize) -> ProgressBar {
+    let target = match std::io::stderr().is_terminal() {
+        true => ProgressDrawTarget::stderr(),
+        false => ProgressDrawTarget::hidden(),
+    };
+    let style = ProgressStyle::with_template("loading {wide_bar} layer {pos} of {len}");
+    ProgressBar::with_draw_target(Some(layers as u64), target)
+        .with_style(style.expect("a valid template"))
+}
+
+#[derive(Serialize)]
+struct Report {
+    #[serde(flatten)]
+    provenance: Provenance,
+    model: String,
+    parameters: u64,
+    load_s: f64,
+    prefill: Vec<PrefillRow>,
+    decode: Vec<DecodeRow>,
+}
