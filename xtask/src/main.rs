@@ -16,8 +16,12 @@ enum Chore {
     Tidy,
     /// Run the tests of the operator under AddressSanitizer.
     Sanitize {
-        /// Files of `crates/gdn/tests/`, without `.rs` [default: all tests]
+        /// Files of `crates/gdn/tests/`, without `.rs` [default: all tests]; of the model
+        /// kernels' tests, parts of names
         tests: Vec<String>,
+        /// The CUDA kernels of `gdn-model` instead, run on the CPU
+        #[arg(long)]
+        model_kernels: bool,
     },
     /// Compile every CUDA kernel for every GPU family and weigh it, with no GPU.
     Kernels {
@@ -30,7 +34,10 @@ fn main() -> anyhow::Result<()> {
     match Chore::parse() {
         Chore::Tidy => tidy::run(&root()),
         Chore::Kernels { action } => kernels::run(&root(), &action),
-        Chore::Sanitize { tests } => sanitize::run(&root(), &tests),
+        Chore::Sanitize { model_kernels: true, tests } => {
+            sanitize::run_model_kernels(&root(), &tests)
+        }
+        Chore::Sanitize { tests, .. } => sanitize::run(&root(), &tests),
     }
 }
 

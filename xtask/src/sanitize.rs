@@ -1,4 +1,4 @@
-//! The unsafe code of `gdn` under AddressSanitizer.
+//! The unsafe code of `gdn`, and the CUDA kernels of `gdn-model`, under AddressSanitizer.
 
 use std::{path::Path, process::Command};
 
@@ -25,5 +25,30 @@ pub(crate) fn run(root: &Path, tests: &[String]) -> anyhow::Result<()> {
         .status()
         .context("cargo could not be started")?;
     ensure!(status.success(), "the tests failed under AddressSanitizer: {status}");
+    Ok(())
+}
+
+/// Runs the tests of `gdn-model` whose names have one of `tests` in them, or all of its
+/// operators', with every memory access of the kernels checked: g++ compiles those, with
+/// its AddressSanitizer and UBSan.
+pub(crate) fn run_model_kernels(root: &Path, tests: &[String]) -> anyhow::Result<()> {
+    let library = Command::new("g++")
+        .arg("-print-file-name=libasan.so")
+        .output()
+        .context("g++ could not be started")?;
+    let library = String::from_utf8_lossy(&library.stdout).trim().to_owned();
+    let all = ["ops::".to_owned()];
+    let tests = if tests.is_empty() { &all } else { tests };
+    // The test's process alone has the library, and cargo has not.
+    let runner = format!("target.{TARGET}.runner = ['env', 'LD_PRELOAD={library}']");
+    let status = Command::new(env!("CARGO"))
+        .current_dir(root)
+        .args(["--config", &runner, "test", "--package", "gdn-model", "--lib", "--"])
+        .args(tests)
+        .env("GDN_EMU_SANITIZED", "1")
+        .env("ASAN_OPTIONS", "detect_leaks=0:detect_stack_use_after_return=0")
+        .status()
+        .context("cargo could not be started")?;
+    ensure!(status.success(), "the tests failed under the sanitizers: {status}");
     Ok(())
 }

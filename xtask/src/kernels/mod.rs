@@ -1,13 +1,14 @@
 //! Compiles every CUDA kernel in every tile for every GPU family, with no GPU,
-//! and compares what each takes with the committed budget.
+//! and compares what each takes with the committed budgets.
 
+mod models;
 mod nvcc;
 mod tiles;
 
 use std::{
     collections::BTreeMap,
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -17,10 +18,11 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 
-use self::{nvcc::Nvcc, tiles::Job};
+use self::{nvcc::Nvcc, tiles::Family};
 
-/// The budget: one line an entry point, exact.
-const BUDGET: &str = "crates/gdn/src/cuda/budget.tsv";
+/// The budgets: one line an entry point, exact.
+const OPERATOR: &str = "crates/gdn/src/cuda/budget.tsv";
+const MODELS: &str = "crates/gdn-model/src/cuda/budget.tsv";
 
 const HEADER: &str = "gpu\tentry\ttypes\ttile\tregisters\tspilled bytes\tshared bytes";
 
@@ -33,23 +35,55 @@ pub(crate) enum Action {
     Budget,
 }
 
+/// One run of the compiler.
+pub(crate) trait Unit: Sync {
+    fn family(&self) -> &Family;
+
+    /// A name for messages and files.
+    fn name(&self) -> String;
+
+    /// The source, and the folder of what it includes.
+    fn source(&self, root: &Path) -> (PathBuf, PathBuf);
+
+    fn defines(&self) -> Vec<(&'static str, String)>;
+
+    /// The types that an entry point depends on, and its tile if it has one.
+    fn labels(&self, entry: &str) -> (String, String);
+
+    /// The dynamic shared memory that an entry point is launched with, in bytes;
+    /// `None` if nobody launches it.
+    fn dynamic_shared(&self, entry: &str) -> Option<u32>;
+}
+
 /// Compiles, then compares or writes.
 pub(crate) fn run(root: &Path, action: &Action) -> anyhow::Result<()> {
     let nvcc = Nvcc::find(root)?;
     let families = tiles::families();
-    let taken = measure(root, &nvcc, &tiles::jobs(&families))?;
-    let path = root.join(BUDGET);
+    let tiles = tiles::jobs(&families);
+    weigh(root, &nvcc, action, OPERATOR, &tiles)?;
+    weigh(root, &nvcc, action, MODELS, &models::jobs(root, &families)?)
+}
+
+fn weigh<U: Unit>(
+    root: &Path,
+    nvcc: &Nvcc,
+    action: &Action,
+    file: &str,
+    units: &[U],
+) -> anyhow::Result<()> {
+    let taken = measure(root, nvcc, units)?;
+    let path = root.join(file);
     match action {
         Action::Budget => {
-            fs::write(&path, &taken).with_context(|| format!("{BUDGET} can't be written"))
+            fs::write(&path, &taken).with_context(|| format!("{file} can't be written"))
         }
         Action::Check => {
             let budget =
-                fs::read_to_string(&path).with_context(|| format!("{BUDGET} can't be read"))?;
+                fs::read_to_string(&path).with_context(|| format!("{file} can't be read"))?;
             let changes = changes(&budget, &taken);
             ensure!(
                 changes.is_empty(),
-                "not what {BUDGET} says; `cargo xtask kernels budget` writes it anew:\n{}",
+                "not what {file} says; `cargo xtask kernels budget` writes it anew:\n{}",
                 changes.join("\n"),
             );
             Ok(())
@@ -69,37 +103,23 @@ fn changes(budget: &str, taken: &str) -> Vec<String> {
 }
 
 /// The table of all entry points, in a fixed order.
-fn measure(root: &Path, nvcc: &Nvcc, jobs: &[Job<'_>]) -> anyhow::Result<String> {
+fn measure<U: Unit>(root: &Path, nvcc: &Nvcc, units: &[U]) -> anyhow::Result<String> {
     let next = AtomicUsize::new(0);
     let rows = Mutex::new(BTreeMap::new());
     let failures = Mutex::new(Vec::new());
     let worker = || {
-        while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let result = nvcc.compile(root, job).and_then(|log| {
+        while let Some(unit) = units.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let result = nvcc.compile(root, unit).and_then(|log| {
                 usages(&log)?
                     .into_iter()
-                    .map(|usage| {
-                        let shared = usage.shared + job.dynamic_shared(&usage.entry);
-                        ensure!(
-                            shared <= job.family.gpu.shared_bytes,
-                            "{} on {}: {shared} bytes of shared memory, the GPU has {}",
-                            usage.entry,
-                            job.family.arch,
-                            job.family.gpu.shared_bytes,
-                        );
-                        let Usage { entry, registers, spilled, .. } = usage;
-                        let (types, tile) = job.labels(&entry);
-                        let key = (job.family.order, entry.clone(), types.clone(), tile.clone());
-                        let arch = job.family.arch;
-                        let line = format!(
-                            "{arch}\t{entry}\t{types}\t{tile}\t{registers}\t{spilled}\t{shared}"
-                        );
-                        Ok((key, line))
-                    })
-                    .collect::<anyhow::Result<Vec<_>>>()
+                    .filter_map(|usage| line(unit, usage).transpose())
+                    .collect()
             });
             match result {
-                Ok(lines) => rows.lock().expect("no worker panics").extend(lines),
+                Ok(lines) => {
+                    let lines: Vec<_> = lines;
+                    rows.lock().expect("no worker panics").extend(lines);
+                }
                 Err(error) => failures.lock().expect("no worker panics").push(format!("{error:#}")),
             }
         }
@@ -121,6 +141,25 @@ fn measure(root: &Path, nvcc: &Nvcc, jobs: &[Job<'_>]) -> anyhow::Result<String>
     }
     Ok(table)
 }
+
+/// A line of the table, and what it is sorted by; nothing of what nobody launches.
+fn line<U: Unit>(unit: &U, usage: Usage) -> anyhow::Result<Option<(Key, String)>> {
+    let Family { arch, ref gpu, order } = *unit.family();
+    let Usage { entry, registers, spilled, shared } = usage;
+    let Some(dynamic) = unit.dynamic_shared(&entry) else { return Ok(None) };
+    let shared = shared + dynamic;
+    ensure!(
+        shared <= gpu.shared_bytes,
+        "{entry} on {arch}: {shared} bytes of shared memory, the GPU has {}",
+        gpu.shared_bytes,
+    );
+    let (types, tile) = unit.labels(&entry);
+    let line = format!("{arch}\t{entry}\t{types}\t{tile}\t{registers}\t{spilled}\t{shared}");
+    Ok(Some(((order, entry, types, tile), line)))
+}
+
+/// Family, entry point, types, tile.
+type Key = (usize, String, String, String);
 
 /// What `ptxas -v` says of one entry point.
 #[derive(Debug, PartialEq)]

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 
-use super::tiles::Job;
+use super::Unit;
 
 /// Pinned: another compiler takes other registers.
 const WHEELS: [&str; 5] = [
@@ -49,22 +49,21 @@ impl Nvcc {
     }
 
     /// Compiles, and returns what `ptxas -v` says.
-    pub(crate) fn compile(&self, root: &Path, job: &Job<'_>) -> anyhow::Result<String> {
-        let operator = job.kernel.source.name();
-        let source = root.join(format!("crates/gdn/src/ops/{operator}/{operator}.cu"));
+    pub(crate) fn compile(&self, root: &Path, unit: &dyn Unit) -> anyhow::Result<String> {
+        let (source, headers) = unit.source(root);
         let output = Command::new(&self.program)
             .args(["-std=c++17", "-fmad=false", "-cubin", "-Xptxas", "-v"])
-            .arg(format!("-arch={}", job.family.arch))
-            .args(job.defines().into_iter().map(|(name, value)| format!("-D{name}={value}")))
+            .arg(format!("-arch={}", unit.family().arch))
+            .args(unit.defines().into_iter().map(|(name, value)| format!("-D{name}={value}")))
             .arg("-I")
-            .arg(root.join("crates/gdn/src/cuda"))
+            .arg(headers)
             .arg(source)
             .arg("-o")
-            .arg(self.out.join(format!("{}.cubin", job.name())))
+            .arg(self.out.join(format!("{}.cubin", unit.name())))
             .output()
             .with_context(|| format!("{} could not be started", self.program.display()))?;
         let log = String::from_utf8_lossy(&output.stderr).into_owned();
-        ensure!(output.status.success(), "{} does not compile:\n{log}", job.name());
+        ensure!(output.status.success(), "{} does not compile:\n{log}", unit.name());
         Ok(log)
     }
 }

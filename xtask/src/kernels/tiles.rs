@@ -1,13 +1,17 @@
-//! What is compiled: every tile that the backend's table can return, for every
+//! What is compiled of `gdn`: every tile that the backend's table can return, for every
 //! GPU family.
+
+use std::path::{Path, PathBuf};
 
 use gdn::{
     DType::{self, BF16, F16, F32},
     cuda::{
         kernel::{Kernel, Source},
-        tiles::{ANY, Gpu, Tile, Tiled, Want, direct},
+        tiles::{ANY, Gpu, Tile, Tiled, Want, direct, prepare_shared},
     },
 };
+
+use super::Unit;
 
 /// A GPU family.
 pub(crate) struct Family {
@@ -65,15 +69,17 @@ pub(crate) fn jobs(families: &[Family]) -> Vec<Job<'_>> {
                 (Source::Packed, Tiled::Packed),
                 (Source::Fused, Tiled::Fused),
                 (Source::Prefill, Tiled::Prefill),
+                (Source::Chunked, Tiled::Chunked),
             ] {
                 let want = Want { operator, head_k: dim, head_v: dim, activations, recurrent };
                 let mut tiles: Vec<_> =
                     want.tiles(&family.gpu).into_iter().map(|tile| (tile, true)).collect();
                 // What unaligned memory takes, in the models' own dtypes.
-                if first && recurrent == F32 && operator != Tiled::Prefill {
+                let unaligned = matches!(operator, Tiled::Split | Tiled::Packed | Tiled::Fused);
+                if first && recurrent == F32 && unaligned {
                     tiles.push((want.tile(&family.gpu, usize::MAX >> 8, false), false));
                 }
-                if tiles.is_empty() && first {
+                if tiles.is_empty() && first && operator != Tiled::Chunked {
                     tiles.push((ANY, true));
                 }
                 for (i, (tile, aligned)) in tiles.into_iter().enumerate() {
@@ -108,8 +114,17 @@ fn kernel(
     Kernel { source, entry, activations, recurrent, head_k, head_v, conv_width, tile, aligned }
 }
 
-impl Job<'_> {
-    pub(crate) fn defines(&self) -> Vec<(&'static str, String)> {
+impl Unit for Job<'_> {
+    fn family(&self) -> &Family {
+        self.family
+    }
+
+    fn source(&self, root: &Path) -> (PathBuf, PathBuf) {
+        let source = root.join("crates/gdn/src/ops").join(self.kernel.source.path());
+        (source, root.join("crates/gdn/src/cuda"))
+    }
+
+    fn defines(&self) -> Vec<(&'static str, String)> {
         let mut defines = self.kernel.defines();
         if self.any {
             let both = |(name, value): &mut (&str, String)| {
@@ -122,16 +137,14 @@ impl Job<'_> {
         defines
     }
 
-    /// A name for messages and files.
-    pub(crate) fn name(&self) -> String {
+    fn name(&self) -> String {
         let Kernel { source, activations, recurrent, head_k, .. } = self.kernel;
         let (arch, tile) = (self.family.arch, self.tile_label());
         let name = format!("{}-{arch}-{activations}-{recurrent}-{head_k}-{tile}", source.name());
         name.replace([' ', '/'], "-")
     }
 
-    /// The types that an entry point depends on, and its tile if it has one.
-    pub(crate) fn labels(&self, entry: &str) -> (String, String) {
+    fn labels(&self, entry: &str) -> (String, String) {
         let stateless = [
             "gdn_conv",
             "gdn_norm",
@@ -139,17 +152,45 @@ impl Job<'_> {
             "gdn_split_copy",
             "gdn_prefill_conv",
             "gdn_prefill_ring",
+            "gdn_chunk_conv",
+            "gdn_chunk_prepare",
         ];
         let Kernel { activations, recurrent, .. } = self.kernel;
         let types = match stateless.iter().any(|name| entry.starts_with(name)) {
             true => activations.to_string(),
             false => format!("{activations}/{recurrent}"),
         };
-        let tiled = ["gdn_packed", "gdn_split", "gdn_fused", "gdn_prefill"];
+        let tiled = ["gdn_packed", "gdn_split", "gdn_fused", "gdn_prefill", "gdn_chunk_state"];
         let tiled = tiled.contains(&entry) || entry.ends_with("_stream");
         (types, if tiled { self.tile_label() } else { "-".to_owned() })
     }
 
+    fn dynamic_shared(&self, entry: &str) -> Option<u32> {
+        let operator = match self.kernel.source {
+            Source::Split => Tiled::Split,
+            Source::Packed => Tiled::Packed,
+            Source::Fused => Tiled::Fused,
+            Source::Prefill => Tiled::Prefill,
+            Source::Chunked => Tiled::Chunked,
+            Source::Conv | Source::Norm => return Some(0),
+        };
+        let Kernel { head_k, head_v, activations, recurrent, .. } = self.kernel;
+        let tile = match entry {
+            "gdn_chunk_prepare" => return Some(prepare_shared(head_k as usize, activations) as u32),
+            _ if entry.ends_with("_any") => ANY,
+            "gdn_packed" | "gdn_split" | "gdn_fused" | "gdn_prefill" | "gdn_chunk_state" => {
+                self.kernel.tile
+            }
+            _ if entry.ends_with("_stream") => self.kernel.tile,
+            _ => return Some(0),
+        };
+        let (head_k, head_v) = (head_k as usize, head_v as usize);
+        let want = Want { operator, head_k, head_v, activations, recurrent };
+        Some(tile.shared(&want) as u32)
+    }
+}
+
+impl Job<'_> {
     fn tile_label(&self) -> String {
         let Kernel { tile, head_k, aligned, .. } = self.kernel;
         let dims = if head_k == 128 { String::new() } else { format!(" K=V={head_k}") };
@@ -158,24 +199,5 @@ impl Job<'_> {
         let tile = tile.to_string();
         let words = tile.split(' ').filter(|word| !word.starts_with('/'));
         format!("{}{dims}{aligned}", words.collect::<Vec<_>>().join(" "))
-    }
-
-    /// The dynamic shared memory that an entry point is launched with, in bytes.
-    pub(crate) fn dynamic_shared(&self, entry: &str) -> u32 {
-        let operator = match self.kernel.source {
-            Source::Split => Tiled::Split,
-            Source::Packed => Tiled::Packed,
-            Source::Fused => Tiled::Fused,
-            Source::Prefill => Tiled::Prefill,
-            Source::Conv | Source::Norm => return 0,
-        };
-        let tile = match entry {
-            _ if entry.ends_with("_any") => ANY,
-            "gdn_packed" | "gdn_split" | "gdn_fused" | "gdn_prefill" => self.kernel.tile,
-            _ if entry.ends_with("_stream") => self.kernel.tile,
-            _ => return 0,
-        };
-        let Kernel { head_k, head_v, recurrent, .. } = self.kernel;
-        tile.shared(operator, head_k as usize, head_v as usize, recurrent) as u32
     }
 }
