@@ -210,6 +210,8 @@ impl Device for OnGpu {
         if self.batch.decodes < self.batch.lengths.len() {
             return pass(self);
         }
+        let gpu = self.gpu.runtime.ordinal();
+        let failed = |error| failed(error, gpu);
         let key = self.integers.alike();
         match self.graphs.get(&key) {
             Some(Recorded::Graph(graph)) => return graph.launch(&stream).map_err(failed),
@@ -223,8 +225,11 @@ impl Device for OnGpu {
         // SAFETY: what the pass uses are this device's own buffers and kernels, and weights and
         // pools of the model that owns the device: they live as long as it, and graphs are
         // dropped when a buffer moves.
-        let graph = unsafe { stream.capture(|_| pass(self).map_err(Captured)) };
-        let graph = graph.map_err(|Captured(error)| error)?;
+        let graph = unsafe { stream.capture(|_| pass(self).map_err(Captured::Pass)) };
+        let graph = graph.map_err(|error| match error {
+            Captured::Pass(error) => error,
+            Captured::Graph(error) => failed(error),
+        })?;
         let graph = graph.instantiate(&stream).map_err(failed)?;
         graph.launch(&stream).map_err(failed)?;
         self.graphs.insert(key, Recorded::Graph(graph));
@@ -524,19 +529,18 @@ impl Device for OnGpu {
 }
 
 /// An error on the way out of a capture.
-struct Captured(Error);
+enum Captured {
+    Pass(Error),
+    Graph(gdn_cuda::Error),
+}
 
 impl From<gdn_cuda::Error> for Captured {
     fn from(error: gdn_cuda::Error) -> Self {
-        Self(failed(error))
+        Self::Graph(error)
     }
 }
 
-fn failed(error: gdn_cuda::Error) -> Error {
-    let gpu = 0;
-    gdn::Error::from(gdn::ErrorKind::Device {
-        place: gdn::Place::Cuda(gpu),
-        reason: error.to_string(),
-    })
-    .into()
+fn failed(error: gdn_cuda::Error, gpu: usize) -> Error {
+    let (place, reason) = (gdn::Place::Cuda(gpu), error.to_string());
+    gdn::Error::from(gdn::ErrorKind::Device { place, reason }).into()
 }
