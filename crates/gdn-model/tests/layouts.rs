@@ -47,7 +47,10 @@ fn everything_in_f32() {
         let mut altered = Altered::new(name);
         altered.tensors.values_mut().for_each(|tensor| *tensor = tensor.widened());
         altered.write();
-        is_the_same(&altered, name);
+        // A product of f32 weights adds up in another order.
+        let ours = logits(&mut altered.load().unwrap(), name);
+        let error = common::max_error(&ours, &logits(&mut model(name), name));
+        assert!(error < 1e-4, "{name}: {error}");
     }
 }
 
