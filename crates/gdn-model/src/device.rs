@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use gdn::{Layer, StatePool};
+use gdn::{Layer, LayerSpec, Rows, StatePool};
 
 use crate::{
     Result,
@@ -95,6 +95,33 @@ pub(crate) trait Device: Debug + Send {
 
     /// What [`logits`](Self::logits) normed, `[R, hidden]`.
     fn read_normed(&mut self) -> Result<Vec<f32>>;
+}
+
+/// What the first matrix of a Gated DeltaNet layer makes of each row, side by side.
+#[derive(Debug)]
+pub(crate) struct GdnInputs<'a> {
+    pub(crate) mixed_qkv: Rows<'a>,
+    pub(crate) z: Rows<'a>,
+    pub(crate) b: Rows<'a>,
+    pub(crate) a: Rows<'a>,
+}
+
+impl<'a> GdnInputs<'a> {
+    /// Their columns together.
+    pub(crate) fn width(spec: &LayerSpec) -> usize {
+        spec.channels() + spec.value_len() + 2 * spec.v_heads()
+    }
+
+    /// Those in projected rows.
+    pub(crate) fn of(projected: &Rows<'a>, spec: &LayerSpec) -> Result<Self> {
+        let (channels, values, v_heads) = (spec.channels(), spec.value_len(), spec.v_heads());
+        Ok(Self {
+            mixed_qkv: projected.columns(0, channels)?,
+            z: projected.columns(channels, values)?,
+            b: projected.columns(channels + values, v_heads)?,
+            a: projected.columns(channels + values + v_heads, v_heads)?,
+        })
+    }
 }
 
 /// What a norm adds to the stream first.

@@ -14,7 +14,7 @@ use crate::{
     Options, Result,
     batch::Batch,
     config::AttentionConfig,
-    device::{Add, Device, ExpertWeights, Shape},
+    device::{Add, Device, ExpertWeights, GdnInputs, Shape},
     math::{Math, Scratch},
     memory::PAGE,
     ops::{self, attention, norm::cpu::Norm, qkv::cpu as qkv, route::cpu::route},
@@ -129,9 +129,8 @@ impl Device for OnCpu {
 
     fn gdn(&mut self, layer: &Layer, pool: &mut StatePool) -> Result<()> {
         let (spec, rows) = (layer.spec(), self.batch.rows());
-        let (v_heads, values, channels) = (spec.v_heads(), spec.value_len(), spec.channels());
+        let (values, stride) = (spec.value_len(), GdnInputs::width(spec));
         let Buffers { projected, mixed, .. } = &mut self.rows;
-        let stride = channels + values + 2 * v_heads;
         mixed.resize(rows * values, 0.0);
         let singles = self.batch.decodes;
         let (decoded, prefilled) = mixed.split_at_mut(singles * values);
@@ -139,12 +138,13 @@ impl Device for OnCpu {
         let (slots, more_slots) = self.batch.slots.split_at(singles);
         if singles > 0 {
             let p = Rows::new(of_decodes, singles, stride)?;
+            let GdnInputs { mixed_qkv, z, b, a } = GdnInputs::of(&p, spec)?;
             let step = LayerStep {
                 layer,
-                mixed_qkv: p.columns(0, channels)?,
-                z: p.columns(channels, values)?,
-                b: p.columns(channels + values, v_heads)?,
-                a: p.columns(channels + values + v_heads, v_heads)?,
+                mixed_qkv,
+                a,
+                b,
+                z,
                 slots: slots.into(),
                 state: pool.state_mut(),
                 out: RowsMut::new(decoded, singles, values)?,
@@ -153,12 +153,13 @@ impl Device for OnCpu {
         }
         if singles < rows {
             let p = Rows::new(of_prefills, rows - singles, stride)?;
+            let GdnInputs { mixed_qkv, z, b, a } = GdnInputs::of(&p, spec)?;
             let prefill = Prefill {
                 layer,
-                mixed_qkv: p.columns(0, channels)?,
-                z: p.columns(channels, values)?,
-                b: p.columns(channels + values, v_heads)?,
-                a: p.columns(channels + values + v_heads, v_heads)?,
+                mixed_qkv,
+                a,
+                b,
+                z,
                 lengths: &self.batch.lengths[singles..],
                 slots: more_slots.into(),
                 state: pool.state_mut(),

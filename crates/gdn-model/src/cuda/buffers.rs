@@ -9,7 +9,7 @@ use super::{
 use crate::{
     Config, MlpConfig, Options, Result,
     config::AttentionConfig,
-    device::Shape,
+    device::{GdnInputs, Shape},
     ops::attention::{Heads, cuda::partial_bytes},
 };
 
@@ -64,7 +64,7 @@ impl Buffers {
     ) -> Result<Self> {
         let AttentionConfig { heads, kv_heads, head_dim, .. } = shape.attention;
         let (spec, hidden) = (&config.gdn, shape.hidden);
-        let of_gdn = spec.channels() + spec.value_len() + 2 * spec.v_heads();
+        let of_gdn = GdnInputs::width(spec);
         let of_attention = 2 * (heads + kv_heads) * head_dim;
         let dense = match config.mlp {
             MlpConfig::Dense { intermediate } => intermediate,

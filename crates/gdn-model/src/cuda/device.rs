@@ -19,7 +19,7 @@ use crate::{
     Config, Error, Options, Result,
     batch::Batch,
     config::AttentionConfig,
-    device::{Add, Device, ExpertWeights, Shape},
+    device::{Add, Device, ExpertWeights, GdnInputs, Shape},
     ops::{
         self,
         attention::cuda::{Chunk, Tile},
@@ -262,8 +262,7 @@ impl Device for OnGpu {
 
     fn gdn(&mut self, layer: &Layer, pool: &mut StatePool) -> Result<()> {
         let spec = layer.spec();
-        let (v_heads, values, channels) = (spec.v_heads(), spec.value_len(), spec.channels());
-        let stride = padded(channels + values + 2 * v_heads);
+        let (values, stride) = (spec.value_len(), padded(GdnInputs::width(spec)));
         let singles = self.singles();
         let (rows, act) = (self.integers.rows, self.act());
         let address =
@@ -275,12 +274,13 @@ impl Device for OnGpu {
         if singles > 0 {
             let p = address(&self.rows.projected, 0, stride);
             let p = self.gpu.view(p, singles, stride, stride)?;
+            let GdnInputs { mixed_qkv, z, b, a } = GdnInputs::of(&p, spec)?;
             let step = LayerStep {
                 layer,
-                mixed_qkv: p.columns(0, channels)?,
-                z: p.columns(channels, values)?,
-                b: p.columns(channels + values, v_heads)?,
-                a: p.columns(channels + values + v_heads, v_heads)?,
+                mixed_qkv,
+                a,
+                b,
+                z,
                 slots: slots(0, singles).into(),
                 state: pool.state_mut(),
                 out: self.gpu.view_mut(self.rows.mixed.address(), singles, values)?,
@@ -291,12 +291,13 @@ impl Device for OnGpu {
             let p = address(&self.rows.projected, singles, stride);
             let p = self.gpu.view(p, rows - singles, stride, stride)?;
             let out = address(&self.rows.mixed, singles, values);
+            let GdnInputs { mixed_qkv, z, b, a } = GdnInputs::of(&p, spec)?;
             let prefill = Prefill {
                 layer,
-                mixed_qkv: p.columns(0, channels)?,
-                z: p.columns(channels, values)?,
-                b: p.columns(channels + values, v_heads)?,
-                a: p.columns(channels + values + v_heads, v_heads)?,
+                mixed_qkv,
+                a,
+                b,
+                z,
                 lengths: &self.batch.lengths[singles..],
                 slots: slots(singles, self.batch.lengths.len() - singles).into(),
                 state: pool.state_mut(),
