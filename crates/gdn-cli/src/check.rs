@@ -38,18 +38,12 @@ const PREFILL_TOKENS: usize = 70;
 
 pub(crate) fn run(args: &CheckArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     let json = OutputFile::of("--json", args.json.as_deref())?;
-    let mut plan = plan(args);
+    let plan = plan(args);
     if plan.is_empty() {
         let hint = "run `gdn check` without --filter, --path, --dtype and --state-dtype to see all";
         return Err(Usage(format!("no check matches; {hint}")).into());
     }
     let mut backend = args.backend.open()?;
-    plan.iter_mut().for_each(|(_, operators)| {
-        operators.retain(|&operator| match operator {
-            Operator::Prefill(form) => backend.as_dyn().supports_prefill(form).is_ok(),
-            _ => true,
-        });
-    });
     let start = Instant::now();
     let mut verdicts = Vec::new();
     for (case, operators) in plan {

@@ -78,12 +78,6 @@ pub trait Backend: fmt::Debug + Send {
     /// [`Unsupported`] with the reason if it has not.
     fn supports(&self, path: DecodePath, spec: &DecodeSpec<'_>) -> Result<(), Unsupported>;
 
-    /// Whether this backend has this form of [`prefill`](Self::prefill).
-    ///
-    /// # Errors
-    /// [`Unsupported`] with the reason if it has not.
-    fn supports_prefill(&self, form: PrefillForm) -> Result<(), Unsupported>;
-
     /// One token of the causal convolution and its SiLU.
     ///
     /// # Errors

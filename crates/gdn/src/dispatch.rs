@@ -94,9 +94,6 @@ mod tests {
             }
             Err(Unsupported { reason: format!("no {path} here") })
         }
-        fn supports_prefill(&self, _: PrefillForm) -> Result<(), Unsupported> {
-            unreachable!()
-        }
         fn conv_update(&mut self, _: ConvUpdate<'_>) -> Result<()> {
             unreachable!()
         }

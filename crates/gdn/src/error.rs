@@ -1,6 +1,6 @@
 //! The one error type of the crate.
 
-use crate::{DType, DecodePath, Place, PrefillForm};
+use crate::{DType, DecodePath, Place};
 
 /// The result of every fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -152,16 +152,6 @@ pub enum ErrorKind {
     Unsupported {
         /// The forced path.
         path: DecodePath,
-        /// The backend's name.
-        backend: &'static str,
-        /// Why not.
-        reason: String,
-    },
-    /// A form of prefill that the backend does not have.
-    #[error("form: {form:?} prefill is not supported by the {backend} backend: {reason}")]
-    UnsupportedPrefill {
-        /// The form that was asked for.
-        form: PrefillForm,
         /// The backend's name.
         backend: &'static str,
         /// Why not.

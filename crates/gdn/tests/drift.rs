@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{DTypes, Layout, Op, World, backend, prefill_forms};
+use common::{DTypes, Layout, Op, PREFILL_FORMS, World, backend};
 use gdn::{DecodePath, LayerSpec};
 use gdn_check::relative_l2;
 
@@ -22,7 +22,7 @@ fn a_prefill_of_a_thousand_tokens_stays_close_to_the_oracle() {
 }
 
 fn prefills() -> impl Iterator<Item = Op> {
-    prefill_forms().into_iter().map(Op::Prefill)
+    PREFILL_FORMS.into_iter().map(Op::Prefill)
 }
 
 fn check(spec: &LayerSpec, ops: impl Iterator<Item = Op>) {

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Args, Op, backend, prefill_forms, wide};
+use common::{Args, Op, PREFILL_FORMS, backend, wide};
 use gdn::{DType, DecodePath, Layer, LayerSpec, LayerWeights, PoolOptions, Rows, StatePool, bf16};
 use gdn_check::{Inputs, Tensor, relative_l2};
 use safetensors::{Dtype, SafeTensors};
@@ -143,7 +143,7 @@ fn check(op: Op) {
 
 #[test]
 fn prefill_agrees_with_hugging_face() {
-    prefill_forms().into_iter().map(Op::Prefill).for_each(check);
+    PREFILL_FORMS.into_iter().map(Op::Prefill).for_each(check);
 }
 
 #[test]

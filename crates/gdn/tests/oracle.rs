@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{DTypes, Layout, Op, Sequence, Trace, World, backend, prefill_forms};
+use common::{DTypes, Layout, Op, PREFILL_FORMS, Sequence, Trace, World, backend};
 use gdn::{DType, DecodePath::*, LayerSpec, PrefillForm};
 use gdn_check::{Case, Operator, Outcome, Problem};
 
@@ -13,7 +13,7 @@ fn check(case: Case) {
     let limit = problem.case.tolerance();
     let decodes = vec![Operator::Decode(Split), Operator::Decode(Packed)];
     let mut layers = vec![Operator::Layer(Split), Operator::Layer(Packed), Operator::Layer(Fused)];
-    layers.extend(prefill_forms().into_iter().map(Operator::Prefill));
+    layers.extend(PREFILL_FORMS.into_iter().map(Operator::Prefill));
     for operators in [decodes, layers] {
         let split = problem.run(&mut *backend, operators[0]).unwrap();
         let compare = |operator: Operator, outcome: &Outcome| {
@@ -78,7 +78,7 @@ fn prefills_of_many_tokens() {
         for activations in DType::ALL {
             let dtypes = DTypes { activations, recurrent: DType::F32 };
             let world = World::new(&spec, dtypes, &[63, 64, 65, 1, 200], 3);
-            for form in prefill_forms() {
+            for form in PREFILL_FORMS {
                 let op = Op::Prefill(form);
                 let traces = world.run(&mut *backend(), op, &Layout::dense(0..5));
                 for (trace, sequence) in traces.iter().zip(&world.sequences) {

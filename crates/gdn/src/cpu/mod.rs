@@ -112,10 +112,6 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn supports_prefill(&self, _: PrefillForm) -> Result<(), Unsupported> {
-        Ok(())
-    }
-
     fn conv_update(&mut self, args: ConvUpdate<'_>) -> Result<()> {
         let slots = check(&args, &mut self.slots)?;
         ops::conv::cpu::run(&self.exec, args, slots);

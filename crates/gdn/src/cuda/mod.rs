@@ -433,10 +433,6 @@ impl Backend for Cuda {
         Ok(())
     }
 
-    fn supports_prefill(&self, _: PrefillForm) -> Result<(), Unsupported> {
-        Ok(())
-    }
-
     fn conv_update(&mut self, args: ConvUpdate<'_>) -> Result<()> {
         self.check(&args)?;
         let ConvUpdate { layer, mixed_qkv, slots, conv, out } = args;

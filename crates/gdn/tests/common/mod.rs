@@ -64,12 +64,7 @@ pub fn on_gpu(real: bool) -> bool {
     kind() == "cuda" || (kind() == "emu" && !real)
 }
 
-/// The prefills that the backend has.
-pub fn prefill_forms() -> Vec<PrefillForm> {
-    let backend = backend();
-    let forms = [PrefillForm::Recurrent, PrefillForm::Chunked].into_iter();
-    forms.filter(|&form| backend.supports_prefill(form).is_ok()).collect()
-}
+pub const PREFILL_FORMS: [PrefillForm; 2] = [PrefillForm::Recurrent, PrefillForm::Chunked];
 
 /// Everything that a backend runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +88,7 @@ impl Op {
             Self::Layer(Packed),
             Self::Layer(Fused),
         ];
-        steps.into_iter().chain(prefill_forms().into_iter().map(Self::Prefill))
+        steps.into_iter().chain(PREFILL_FORMS.into_iter().map(Self::Prefill))
     }
 
     pub fn is_prefill(self) -> bool {
