@@ -1,6 +1,6 @@
 //! What a device computes of a forward pass.
 
-use std::fmt::Debug;
+use std::{fmt::Debug, ops::Range};
 
 use gdn::{Layer, LayerSpec, Rows, StatePool};
 
@@ -38,6 +38,9 @@ pub(crate) trait Device: Debug + Send {
     fn vector(&mut self, values: Vec<f32>) -> Result<Self::Vector>;
     fn experts(&mut self, weights: ExpertWeights) -> Result<Self::Experts>;
     fn cache(&mut self, pages: usize) -> Result<Self::Cache>;
+    /// Copies a page of keys and values over another.
+    fn copy_page(&mut self, cache: &mut Self::Cache, from: usize, to: usize) -> Result<()>;
+
     /// A state pool of the layer, and what its first call would upload.
     fn pool(&mut self, layer: &Layer, slots: usize) -> Result<StatePool>;
 
@@ -84,8 +87,8 @@ pub(crate) trait Device: Debug + Send {
     /// Adds to the stream, norms the rows that the batch names, → logits.
     fn logits(&mut self, add: Add, factor: &Self::Vector, head: &Self::Matrix) -> Result<()>;
 
-    /// The logits, `[R, vocab]`, behind all work.
-    fn read_logits(&mut self, out: &mut Vec<f32>) -> Result<()>;
+    /// Some of the R rows of logits, `[rows, vocab]`, behind all work.
+    fn read_logits(&mut self, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()>;
 
     /// The token chosen from each row of logits, `[R]`, behind all work.
     fn read_tokens(&mut self, out: &mut Vec<u32>) -> Result<()>;

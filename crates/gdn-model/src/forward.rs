@@ -1,5 +1,7 @@
 //! A model on a device, and its forward pass.
 
+use std::ops::Range;
+
 use gdn::{Layer, LayerWeights, Rows, StatePool};
 
 use crate::{
@@ -97,10 +99,10 @@ pub(crate) trait Runs: std::fmt::Debug + Send {
     /// Runs a batch; another is left in its place.
     fn run(&mut self, batch: &mut Batch, observe: Option<Observe<'_>>) -> Result<()>;
 
-    /// The last batch's logits, `[R, vocab]`, replace what is in `out`.
-    fn read_logits(&mut self, out: &mut Vec<f32>) -> Result<()>;
+    /// Some of the last batch's R rows of logits, `[rows, vocab]`, replace what is in `out`.
+    fn read_logits(&mut self, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()>;
 
-    /// The tokens chosen from them, `[R]`, likewise.
+    /// The tokens chosen from all of them, `[R]`, likewise.
     fn read_tokens(&mut self, out: &mut Vec<u32>) -> Result<()>;
 
     /// Leaves out all operators but one kind from now on, or none again.
@@ -108,6 +110,9 @@ pub(crate) trait Runs: std::fmt::Debug + Send {
 
     /// Zeroes a slot in all layers.
     fn clear(&mut self, slot: i32) -> Result<()>;
+
+    /// Copies a slot over another, and a page if there is one, in all layers.
+    fn copy(&mut self, slots: [i32; 2], pages: Option<[i32; 2]>) -> Result<()>;
 
     /// The state pool of a Gated DeltaNet layer.
     fn pool(&self, layer: usize) -> Option<&StatePool>;
@@ -230,8 +235,8 @@ impl<D: Device> Runs for Forward<D> {
         Ok(())
     }
 
-    fn read_logits(&mut self, out: &mut Vec<f32>) -> Result<()> {
-        self.device.read_logits(out)
+    fn read_logits(&mut self, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
+        self.device.read_logits(rows, out)
     }
 
     fn read_tokens(&mut self, out: &mut Vec<u32>) -> Result<()> {
@@ -247,6 +252,19 @@ impl<D: Device> Runs for Forward<D> {
         for block in &mut self.blocks {
             if let Mixer::Gdn { pool, .. } = &mut block.mixer {
                 pool.clear(slot)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn copy(&mut self, [from, to]: [i32; 2], pages: Option<[i32; 2]>) -> Result<()> {
+        for block in &mut self.blocks {
+            match (&mut block.mixer, pages) {
+                (Mixer::Gdn { pool, .. }, _) => pool.copy(from, to)?,
+                (Mixer::Attention { cache, .. }, Some([from, to])) => {
+                    self.device.copy_page(cache, from as usize, to as usize)?;
+                }
+                (Mixer::Attention { .. }, None) => {}
             }
         }
         Ok(())

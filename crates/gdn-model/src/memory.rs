@@ -23,6 +23,8 @@ struct Free {
     /// Slots that hold what a dropped sequence left.
     used: Vec<i32>,
     pages: Vec<i32>,
+    /// The sequences that hold each page.
+    holders: Vec<u32>,
 }
 
 /// What a model remembers of the tokens that it has seen: a fixed-size state in
@@ -44,6 +46,7 @@ impl Memory {
             slots: (0..slots as i32).rev().collect(),
             used: Vec::new(),
             pages: (0..pages as i32).rev().collect(),
+            holders: vec![0; pages],
         };
         Arc::new(Self { slots, pages, free: Mutex::new(free) })
     }
@@ -71,6 +74,29 @@ impl Memory {
             }
         };
         Ok(Sequence { memory: self.clone(), slot, pages: Vec::new(), len: 0 })
+    }
+
+    /// A sequence that shares all full pages with another. `copy` is called with the slots
+    /// to copy from and to, and the pages if the last one is not full.
+    pub(crate) fn fork(
+        self: &Arc<Self>,
+        of: &Sequence,
+        copy: impl FnOnce([i32; 2], Option<[i32; 2]>) -> Result<()>,
+    ) -> Result<Sequence> {
+        let full = of.len / PAGE;
+        let mut fork = self.sequence(|_| Ok(()))?;
+        fork.len = full * PAGE;
+        {
+            let mut free = self.free();
+            fork.pages.extend_from_slice(&of.pages[..full]);
+            fork.pages.iter().for_each(|&page| free.holders[page as usize] += 1);
+        }
+        let rest = of.len - fork.len;
+        fork.reserve(rest)?;
+        let last = (rest > 0).then(|| [of.pages[full], fork.pages[full]]);
+        copy([of.slot, fork.slot], last)?;
+        fork.len = of.len;
+        Ok(fork)
     }
 
     pub(crate) fn owns(self: &Arc<Self>, sequence: &Sequence) -> bool {
@@ -103,8 +129,12 @@ impl Sequence {
         &self.pages
     }
 
-    /// Takes the pages that so many more tokens need.
-    pub(crate) fn reserve(&mut self, tokens: usize) -> Result<()> {
+    /// Takes the pages that so many more tokens need, as a forward pass does that finds
+    /// them not taken yet.
+    ///
+    /// # Errors
+    /// [`Error::NoPages`]; none was taken then.
+    pub fn reserve(&mut self, tokens: usize) -> Result<()> {
         let more = (self.len + tokens).div_ceil(PAGE).saturating_sub(self.pages.len());
         let mut free = self.memory.free();
         let left = free.pages.len();
@@ -116,7 +146,11 @@ impl Sequence {
                 page: PAGE,
             });
         }
-        self.pages.extend(free.pages.drain(left - more..).rev());
+        let Free { pages, holders, .. } = &mut *free;
+        for page in pages.drain(left - more..).rev() {
+            holders[page as usize] = 1;
+            self.pages.push(page);
+        }
         Ok(())
     }
 
@@ -130,6 +164,12 @@ impl Drop for Sequence {
     fn drop(&mut self) {
         let mut free = self.memory.free();
         free.used.push(self.slot);
-        free.pages.append(&mut self.pages);
+        let Free { pages, holders, .. } = &mut *free;
+        for &page in &self.pages {
+            holders[page as usize] -= 1;
+            if holders[page as usize] == 0 {
+                pages.push(page);
+            }
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! A loaded model.
 
-use std::{path::Path, sync::Arc};
+use std::{ops::Range, path::Path, sync::Arc};
 
 use gdn::{Cpu, Cuda, DType, DecodePath, Place, PrefillForm};
 
@@ -117,6 +117,8 @@ pub struct Model {
     runs: Box<dyn Runs>,
     memory: Arc<Memory>,
     batch: Batch,
+    /// The rows of logits that the last pass left.
+    rows: usize,
     batch_tokens: usize,
 }
 
@@ -132,6 +134,9 @@ pub struct Turn<'a> {
 }
 
 impl Model {
+    /// The tokens of a page of keys and values. A sequence's memory grows by pages.
+    pub const PAGE_TOKENS: usize = PAGE;
+
     /// Loads `config.json` and the weights beside it.
     ///
     /// # Errors
@@ -205,6 +210,7 @@ impl Model {
             runs: Box::new(forward),
             memory: Memory::new(slots, pages),
             batch: Batch::default(),
+            rows: 0,
             batch_tokens: options.batch_tokens.max(1),
         })
     }
@@ -221,6 +227,19 @@ impl Model {
     pub fn sequence(&mut self) -> Result<Sequence> {
         let runs = &mut self.runs;
         self.memory.sequence(|slot| runs.clear(slot))
+    }
+
+    /// A second sequence with the tokens of another, which goes its own way from here. They
+    /// share the memory of what they have in common, but for the state. To move a sequence
+    /// to another slot, fork and drop it.
+    ///
+    /// # Errors
+    /// [`Error::NoSlot`], [`Error::NoPages`] if the last page is to be copied and there is
+    /// none, [`Error::ForeignSequence`].
+    pub fn fork(&mut self, sequence: &Sequence) -> Result<Sequence> {
+        self.check_owner(sequence)?;
+        let runs = &mut self.runs;
+        self.memory.fork(sequence, |slots, pages| runs.copy(slots, pages))
     }
 
     /// The sequences and the tokens, in whole pages, that there is still memory for.
@@ -272,10 +291,8 @@ impl Model {
     /// [`Error::TooLong`], [`Error::NoPages`] or [`Error::ForeignSequence`]; the
     /// sequences are as before then.
     pub fn step(&mut self, turns: &mut [Turn<'_>]) -> Result<Vec<f32>> {
-        let mut logits = Vec::new();
-        self.run(turns, &[], None)?;
-        self.runs.read_logits(&mut logits)?;
-        Ok(logits)
+        let rows = self.run(turns, &[], None)?;
+        self.logits(0..rows)
     }
 
     /// As [`step`](Self::step), but of each row of logits the device chooses a token,
@@ -288,6 +305,20 @@ impl Model {
         self.run(turns, choices, None)?;
         self.runs.read_tokens(&mut tokens)?;
         Ok(tokens)
+    }
+
+    /// Some rows of the logits that the last call asked for, `[rows, vocab]`.
+    ///
+    /// # Errors
+    /// An operator's, if the device fails.
+    ///
+    /// # Panics
+    /// If there are fewer rows.
+    pub fn logits(&mut self, rows: Range<usize>) -> Result<Vec<f32>> {
+        assert!(rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
+        let mut logits = Vec::new();
+        self.runs.read_logits(rows, &mut logits)?;
+        Ok(logits)
     }
 
     /// Leaves out all operators but those of one kind from now on, until called with
@@ -317,7 +348,7 @@ impl Model {
         tokens: &[u32],
         [before, last]: [Logits; 2],
         mut observe: Option<Observe<'_>>,
-        mut read: impl FnMut(&mut dyn Runs) -> Result<()>,
+        mut read: impl FnMut(&mut dyn Runs, usize) -> Result<()>,
     ) -> Result<()> {
         // All of them before any.
         self.check(sequence, tokens)?;
@@ -327,8 +358,8 @@ impl Model {
             let (piece, behind) = rest.split_at(rest.len().min(self.batch_tokens));
             let logits = if behind.is_empty() { last } else { before };
             let observe = observe.as_mut().map(|observe| &mut **observe as Observe<'_>);
-            self.run(&mut [Turn { sequence, tokens: piece, logits }], &[], observe)?;
-            read(&mut *self.runs)?;
+            let rows = self.run(&mut [Turn { sequence, tokens: piece, logits }], &[], observe)?;
+            read(&mut *self.runs, rows)?;
             rest = behind;
         }
         Ok(())
@@ -342,8 +373,8 @@ impl Model {
         observe: Option<Observe<'_>>,
     ) -> Result<Vec<f32>> {
         let (mut all, mut logits) = (Vec::new(), Vec::new());
-        self.pieces(sequence, tokens, wanted, observe, |runs| {
-            runs.read_logits(&mut logits)?;
+        self.pieces(sequence, tokens, wanted, observe, |runs, rows| {
+            runs.read_logits(0..rows, &mut logits)?;
             all.append(&mut logits);
             Ok(())
         })?;
@@ -354,16 +385,17 @@ impl Model {
     pub(crate) fn greedy(&mut self, sequence: &mut Sequence, tokens: &[u32]) -> Result<u32> {
         let mut last = Vec::new();
         let wanted = [Logits::Nothing, Logits::Last];
-        self.pieces(sequence, tokens, wanted, None, |runs| runs.read_tokens(&mut last))?;
+        self.pieces(sequence, tokens, wanted, None, |runs, _| runs.read_tokens(&mut last))?;
         Ok(last[0])
     }
 
+    /// R, the rows of logits that were asked for.
     fn run(
         &mut self,
         turns: &mut [Turn<'_>],
         choices: &[Choice],
         observe: Option<Observe<'_>>,
-    ) -> Result<()> {
+    ) -> Result<usize> {
         let rows = turns.iter().map(|turn| turn.tokens.len()).sum();
         if rows > self.batch_tokens {
             return Err(Error::BatchTokens { limit: self.batch_tokens, got: rows });
@@ -377,11 +409,15 @@ impl Model {
         let views: Vec<_> =
             turns.iter().map(|turn| (&*turn.sequence, turn.tokens, turn.logits)).collect();
         self.batch.fill(&views, choices);
+        let rows = self.batch.logits.len();
+        // A pass that fails leaves none.
+        self.rows = 0;
         self.runs.run(&mut self.batch, observe)?;
+        self.rows = rows;
         for turn in turns {
             turn.sequence.extend(turn.tokens.len());
         }
-        Ok(())
+        Ok(rows)
     }
 
     fn check_owner(&self, sequence: &Sequence) -> Result<()> {

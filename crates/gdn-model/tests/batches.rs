@@ -150,3 +150,55 @@ fn a_batch_that_is_too_large_leaves_all_as_it_was() {
     model.step(&mut [turn(&mut a, &[1; 4]), turn(&mut b, &[1; 4])]).unwrap();
     assert_eq!((a.len(), b.len()), (4, 4));
 }
+
+#[test]
+fn a_fork_goes_its_own_way() {
+    for name in CHECKPOINTS {
+        // Pages for the longest prompt (four), its fork's last one, and another way on.
+        let mut model = model_with(name, &Options::default().sequences(3).tokens(64 * 6));
+        let all = (3, 64 * 6);
+        for prompt in prompts(name) {
+            let known = alone(&mut model, &prompt, 3);
+            for cut in [1, 63, 64, 65, 128, prompt.len() - 1] {
+                if cut == 0 || cut >= prompt.len() {
+                    continue;
+                }
+                let (begin, rest) = prompt.split_at(cut);
+                let mut first = model.sequence().unwrap();
+                model.forward(&mut first, begin).unwrap();
+                let mut fork = model.fork(&first).unwrap();
+                assert_eq!((fork.len(), model.free().0), (cut, 1));
+                // The one of which it is goes another way, and then away.
+                model.forward(&mut first, &[7, 8, 9]).unwrap();
+                drop(first);
+                let mut logits = vec![model.forward(&mut fork, rest).unwrap()];
+                // Moved to another slot, in the middle of an answer.
+                let mut moved = model.fork(&fork).unwrap();
+                drop(fork);
+                for _ in 0..3 {
+                    let token = argmax(logits.last().unwrap());
+                    logits.push(model.forward(&mut moved, &[token]).unwrap());
+                }
+                assert!(logits == known, "{name}: {cut} of {}", prompt.len());
+                drop(moved);
+                assert_eq!(model.free(), all, "{name}: {cut} of {}", prompt.len());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_fork_shares_full_pages() {
+    let mut model = model_with(CHECKPOINTS[0], &Options::default().sequences(3).tokens(64 * 4));
+    let mut first = model.sequence().unwrap();
+    model.forward(&mut first, &[5; 130]).unwrap();
+    let forks = [(); 2].map(|()| model.fork(&first));
+    let [Ok(fork), Err(error)] = forks else { panic!("{forks:?}") };
+    // Two are shared, the third is a copy.
+    assert!(matches!(error, Error::NoPages { left: 0, needed: 1, .. }), "{error}");
+    assert_eq!(model.free(), (1, 0));
+    drop(first);
+    assert_eq!(model.free(), (2, 64), "the fork holds the others");
+    drop(fork);
+    assert_eq!(model.free(), (3, 64 * 4));
+}

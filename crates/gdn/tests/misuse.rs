@@ -471,12 +471,12 @@ fn slots_of_a_pool() {
     for bad in [freed, -1, 2, i32::MIN, i32::MAX] {
         let got = bad.into();
         assert_error(pool.free(bad), &not_allocated("slot", got));
-        assert_error(pool.copy(bad, taken), &not_allocated("from", got));
-        assert_error(pool.copy(taken, bad), &not_allocated("to", got));
         assert_error(pool.snapshot(bad), &not_allocated("slot", got));
         assert_error(pool.restore(bad, &snapshot), &not_allocated("slot", got));
         if bad != freed {
             let outside = value("slot", "a slot of the pool", bad);
+            assert_error(pool.copy(bad, taken), &value("from", "a slot of the pool", bad));
+            assert_error(pool.copy(taken, bad), &value("to", "a slot of the pool", bad));
             assert_error(pool.recurrent(bad), &outside);
             assert_error(pool.conv(bad), &outside);
             assert_error(pool.set(bad, &state, &taps), &outside);

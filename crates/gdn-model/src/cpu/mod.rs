@@ -2,7 +2,7 @@
 
 mod weights;
 
-use std::mem;
+use std::{mem, ops::Range};
 
 use gdn::{
     Backend, Cpu, DType, DecodePath, Layer, LayerStep, PoolOptions, Prefill, PrefillForm, Rows,
@@ -86,6 +86,14 @@ impl Device for OnCpu {
         let len = pages * PAGE * attention.kv_heads * attention.head_dim;
         // Pages that were never used take no memory.
         Ok(Cache { keys: vec![0.0; len], values: vec![0.0; len] })
+    }
+
+    fn copy_page(&mut self, cache: &mut Cache, from: usize, to: usize) -> Result<()> {
+        let len = PAGE * self.shape.attention.kv_heads * self.shape.attention.head_dim;
+        for values in [&mut cache.keys, &mut cache.values] {
+            values.copy_within(from * len..(from + 1) * len, to * len);
+        }
+        Ok(())
     }
 
     fn pool(&mut self, layer: &Layer, slots: usize) -> Result<StatePool> {
@@ -241,8 +249,10 @@ impl Device for OnCpu {
         Ok(())
     }
 
-    fn read_logits(&mut self, out: &mut Vec<f32>) -> Result<()> {
-        mem::swap(&mut self.rows.logits, out);
+    fn read_logits(&mut self, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
+        let vocab = self.shape.vocab;
+        out.clear();
+        out.extend_from_slice(&self.rows.logits[rows.start * vocab..rows.end * vocab]);
         Ok(())
     }
 

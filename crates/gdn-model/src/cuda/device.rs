@@ -1,7 +1,7 @@
 //! A GPU as a device.
 #![expect(unsafe_code, reason = "a graph keeps the addresses of what it recorded")]
 
-use std::{collections::HashMap, mem};
+use std::{collections::HashMap, mem, ops::Range};
 
 use bytemuck::Zeroable;
 use gdn::{
@@ -181,6 +181,14 @@ impl Device for OnGpu {
         let bytes = cache_bytes(pages, attention.kv_heads, attention.head_dim, self.act());
         let block = || Block::new(&self.gpu.runtime, bytes);
         Ok(Cache { keys: block()?, values: block()?, pages })
+    }
+
+    fn copy_page(&mut self, cache: &mut Cache, from: usize, to: usize) -> Result<()> {
+        let bytes = cache.keys.bytes() / cache.pages;
+        for block in [&mut cache.keys, &mut cache.values] {
+            block.copy_within(from * bytes, to * bytes, bytes)?;
+        }
+        Ok(())
     }
 
     fn pool(&mut self, layer: &Layer, slots: usize) -> Result<StatePool> {
@@ -490,11 +498,12 @@ impl Device for OnGpu {
         ops::sample::cuda::sample(&self.gpu, params)
     }
 
-    fn read_logits(&mut self, out: &mut Vec<f32>) -> Result<()> {
-        let (rows, vocab) = (self.batch.logits.len(), self.shape.vocab);
+    fn read_logits(&mut self, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
+        let (start, rows, vocab) = (rows.start, rows.len(), self.shape.vocab);
         out.clear();
         out.resize(rows * padded(vocab), 0.0);
-        self.rows.logits.block().download(0, bytemuck::cast_slice_mut(out))?;
+        let at = start * padded(vocab) * size_of::<f32>();
+        self.rows.logits.block().download(at, bytemuck::cast_slice_mut(out))?;
         if padded(vocab) > vocab {
             for row in 1..rows {
                 out.copy_within(row * padded(vocab)..row * padded(vocab) + vocab, row * vocab);

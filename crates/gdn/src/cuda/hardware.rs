@@ -10,7 +10,7 @@ use std::{
 
 use gdn_cuda::{
     Arena, DevicePtr, DeviceSlice, DeviceSliceMut, Function, KernelCache, KernelSource,
-    LaunchConfig, Stream,
+    LaunchConfig, PinnedBuffer, Stream,
 };
 
 use super::{
@@ -26,6 +26,37 @@ pub(crate) struct Hardware {
     stream: Stream,
     cache: KernelCache,
     functions: Mutex<HashMap<Kernel, Function>>,
+    staging: Mutex<Staging>,
+}
+
+/// Pinned memory on the way of small uploads, in turns, so that none waits for the GPU.
+#[derive(Default)]
+struct Staging {
+    buffers: Vec<PinnedBuffer<u8>>,
+    uploads: usize,
+}
+
+impl Staging {
+    /// More than the layers of a model, each of which may upload in a step.
+    const BUFFERS: usize = 64;
+    const BYTES: usize = 128 << 10;
+
+    fn upload(
+        &mut self,
+        stream: &Stream,
+        to: DeviceSliceMut<'_, u8>,
+        bytes: &[u8],
+    ) -> gdn_cuda::Result<()> {
+        let index = self.uploads % Self::BUFFERS;
+        if index == self.buffers.len() {
+            self.buffers.push(PinnedBuffer::new(stream.device(), Self::BYTES)?);
+        }
+        let buffer = &mut self.buffers[index];
+        buffer.get_mut()?[..bytes.len()].copy_from_slice(bytes);
+        stream.upload_pinned(to, buffer)?;
+        self.uploads += 1;
+        Ok(())
+    }
 }
 
 impl Hardware {
@@ -40,7 +71,7 @@ impl Hardware {
             memory_gb_s: (info.peak_bytes_per_second().unwrap_or(0.0) / 1e9) as u32,
         };
         let cache = KernelCache::new(stream.device());
-        Self { gpu, stream, cache, functions: Mutex::default() }
+        Self { gpu, stream, cache, functions: Mutex::default(), staging: Mutex::default() }
     }
 
     /// The kernel, compiled and loaded at its first use.
@@ -142,7 +173,13 @@ impl Runtime for Hardware {
     unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
         // SAFETY: the caller's promise.
         let to = unsafe { device_mut(to, bytes.len(), self.ordinal()) };
-        self.stream.upload(to, bytes).map_err(|e| self.refused(e))
+        let uploaded = if bytes.len() <= Staging::BYTES {
+            let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+            staging.upload(&self.stream, to, bytes)
+        } else {
+            self.stream.upload(to, bytes)
+        };
+        uploaded.map_err(|e| self.refused(e))
     }
 
     unsafe fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()> {

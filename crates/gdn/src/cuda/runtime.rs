@@ -54,7 +54,7 @@ pub trait Runtime: fmt::Debug + Send + Sync {
     /// [`ErrorKind::Device`](crate::ErrorKind::Device) if there is not as much.
     fn allocate(&self, bytes: usize) -> Result<(u64, Box<dyn Any + Send + Sync>)>;
 
-    /// Copies `bytes` to the device and waits.
+    /// Copies `bytes` to the device, in order with all work. They may change when it returns.
     ///
     /// # Safety
     /// `to` is the address of as many bytes of this device.

@@ -188,10 +188,10 @@ impl StatePool {
     /// prefix.
     ///
     /// # Errors
-    /// [`ErrorKind::SlotNotAllocated`] unless both are allocated.
+    /// [`ErrorKind::Value`] for a slot outside the pool.
     pub fn copy(&mut self, from: i32, to: i32) -> Result<()> {
-        let from = self.taken_slot("from", from)?;
-        let to = self.taken_slot("to", to)?;
+        let from = self.slot("from", from)?;
+        let to = self.slot("to", to)?;
         let (state_len, conv_len) = (self.spec.state_len(), self.spec.conv_len());
         let pitch = self.recurrent_pitch;
         self.recurrent.copy_within(from * pitch, to * pitch, state_len)?;
