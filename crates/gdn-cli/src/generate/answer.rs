@@ -6,10 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use gdn_engine::TextOutput;
 use gdn_model::{Model, Sampler, SamplingParams, Tokenizer};
 use serde::Serialize;
-
-use super::stop::StopTexts;
 
 /// Tokens of the prompt that run in one call, between which Ctrl-C is heard.
 const PIECE: usize = 512;
@@ -67,8 +66,7 @@ pub(crate) fn answer(
     let prompt_len = history.len();
     let limit = model.config().max_positions;
     let mut sampler = Sampler::new(params, prompt_len)?;
-    let mut stream = tokenizer.stream().skip_special();
-    let mut stops = StopTexts::new(stop);
+    let mut output = TextOutput::new(tokenizer, stop);
     let mut text = String::new();
     let mut add = |piece: &str| -> io::Result<()> {
         text.push_str(piece);
@@ -99,22 +97,17 @@ pub(crate) fn answer(
         if eos.contains(&token) {
             break Finish::Stop;
         }
-        if let Some(piece) = stream.push(token)? {
-            let (piece, found) = stops.push(&piece);
-            add(&piece)?;
-            if found {
-                break Finish::Stop;
-            }
+        let (piece, found) = output.push(token)?;
+        add(&piece)?;
+        if found {
+            break Finish::Stop;
         }
         if history.len() - prompt_len == max_new_tokens || sequence.len() == limit {
             break Finish::Length;
         }
         logits = model.forward(&mut sequence, &[token])?;
     };
-    // What a stop text cut off stays off.
-    let (rest, _) = stops.push(&stream.finish().unwrap_or_default());
-    add(&rest)?;
-    add(&stops.finish())?;
+    add(&output.finish())?;
 
     let tokens = history.split_off(prompt_len);
     Ok(Answer {

@@ -5,7 +5,6 @@ mod args;
 mod report;
 mod shipped;
 mod source;
-mod stop;
 
 use std::{
     io::{self, Read, Write},

@@ -6,19 +6,19 @@
 /// the text is cut: of several matches the one that is complete first counts, and
 /// of those that end at the same place the longest.
 #[derive(Debug)]
-pub(crate) struct StopTexts<'a> {
-    stops: &'a [String],
+pub struct StopTexts {
+    stops: Vec<String>,
     held: String,
 }
 
-impl<'a> StopTexts<'a> {
-    /// None of `stops` is empty.
-    pub(crate) fn new(stops: &'a [String]) -> Self {
-        Self { stops, held: String::new() }
+impl StopTexts {
+    /// Looks for `stops`, none of which is empty.
+    pub fn new(stops: &[String]) -> Self {
+        Self { stops: stops.to_vec(), held: String::new() }
     }
 
     /// Adds a piece; returns what can be shown now, and whether the text ends with it.
-    pub(crate) fn push(&mut self, piece: &str) -> (String, bool) {
+    pub fn push(&mut self, piece: &str) -> (String, bool) {
         for c in piece.chars() {
             self.held.push(c);
             let matches = self.stops.iter().filter(|stop| self.held.ends_with(stop.as_str()));
@@ -38,7 +38,7 @@ impl<'a> StopTexts<'a> {
     }
 
     /// Ends the text, and returns what was held back.
-    pub(crate) fn finish(&mut self) -> String {
+    pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 }
