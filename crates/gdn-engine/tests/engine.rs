@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, path::PathBuf, thread, time::Duration};
 
+use gdn::{DType, Place};
 use gdn_engine::{
     Answer, Constraint, Engine, EngineOptions, Event, FinishReason, Finished, Logprobs, Request,
     SubmitError,
@@ -17,10 +18,19 @@ fn options() -> EngineOptions {
     EngineOptions::default()
 }
 
+/// On the CPU, or where `GDN_TEST_BACKEND=cuda` says so, in f32: the same bits whatever shares
+/// a step.
+fn of_model() -> Options {
+    match std::env::var("GDN_TEST_BACKEND").as_deref() {
+        Ok("cuda") => Options::default().device(Place::Cuda(0)).activations(DType::F32),
+        _ => Options::default().threads(1),
+    }
+}
+
 /// An engine with memory for so many tokens.
 fn engine(options: &EngineOptions, tokens: usize) -> Engine {
-    let of_model = Options::default().threads(1).tokens(tokens);
-    let model = Model::load_with(folder(), &Engine::model_options(options, of_model)).unwrap();
+    let of_model = Engine::model_options(options, of_model().tokens(tokens));
+    let model = Model::load_with(folder(), &of_model).unwrap();
     Engine::start(model, options.clone()).unwrap()
 }
 
@@ -46,7 +56,7 @@ fn alone(model: &mut Model, prompt: &[u32], tokens: usize) -> Vec<u32> {
 }
 
 fn model() -> Model {
-    Model::load_with(folder(), &Options::default().threads(1)).unwrap()
+    Model::load_with(folder(), &of_model()).unwrap()
 }
 
 fn greedy(prompt: &[u32], max_tokens: usize) -> Request {
