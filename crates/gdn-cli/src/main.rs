@@ -10,6 +10,7 @@ mod generate;
 mod info;
 mod machine;
 mod output;
+mod plot;
 
 use std::{
     io::{self, Write},

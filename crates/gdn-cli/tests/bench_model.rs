@@ -70,3 +70,30 @@ fn bad_usage_is_named() {
     fails(&["--device", "1"], "--backend cuda");
     gdn().args(["--model", "/nowhere"]).assert().code(1).stderr(contains("config.json"));
 }
+
+#[test]
+fn what_was_measured_is_drawn() {
+    let folder = tempfile::tempdir().unwrap();
+    let svg = folder.path().join("model.svg");
+    let draw = |batches: &str, prompts: &str| {
+        let sizes = ["--batch-sizes", batches, "--prompt-lens", prompts];
+        let model = ["--repeats", "1", "--steps", "2", "--context", "5", "--model"];
+        gdn()
+            .args(sizes)
+            .args(model)
+            .arg(tiny("qwen3_5_dense"))
+            .arg("--plot")
+            .arg(&svg)
+            .assert()
+            .success();
+        fs::read_to_string(&svg).unwrap()
+    };
+    let both = draw("1,2", "3,9");
+    for text in ["<svg", "ms a decode step", "floor", "prefill, tokens/s"] {
+        assert!(both.contains(text), "{text}");
+    }
+    // Two lines and one, a point for each row.
+    assert_eq!(both.matches("<circle").count(), 6);
+    let one = draw("4", "7");
+    assert_eq!(one.matches("<circle").count(), 3);
+}

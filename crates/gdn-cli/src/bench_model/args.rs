@@ -100,6 +100,10 @@ pub(crate) struct BenchModelArgs {
     /// Write the measurements, the machine and the command to this file, as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
+
+    /// Draw decode and its floor, and prefill, to this file, as SVG
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plot: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]

@@ -2,6 +2,7 @@
 
 mod args;
 mod measure;
+mod plot;
 mod table;
 mod yardstick;
 
@@ -26,6 +27,7 @@ use crate::output::{OutputFile, Provenance};
 
 pub(crate) fn run(args: &BenchModelArgs, out: &mut impl Write) -> anyhow::Result<()> {
     let json = OutputFile::of("--json", args.json.as_deref())?;
+    let plot = OutputFile::of("--plot", args.plot.as_deref())?;
     let backend = args.backend.open()?;
     let provenance = Provenance::new(&backend);
     let mut yardstick = Yardstick::new(&backend)?;
@@ -56,6 +58,10 @@ pub(crate) fn run(args: &BenchModelArgs, out: &mut impl Write) -> anyhow::Result
             writeln!(out, "{}", table::operator_line(operator))?;
         }
         decode.push(row);
+    }
+    if let Some(file) = plot {
+        let setup = table::setup(args, model.config(), load_s);
+        file.write(plot::draw(&setup, &prefill, &decode)?.as_bytes())?;
     }
     if let Some(file) = json {
         let (model, parameters) = (args.name(), model.config().parameters().total);
