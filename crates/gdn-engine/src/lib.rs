@@ -17,6 +17,7 @@ mod error;
 mod logprobs;
 mod options;
 mod output;
+mod pace;
 mod pool;
 mod prefix;
 mod request;

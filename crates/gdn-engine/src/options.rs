@@ -11,7 +11,8 @@ pub struct EngineOptions {
     pub max_queued_requests: usize,
     /// The tokens of prompts that a step takes, if nothing is generated in it.
     pub chunked_prefill_size: usize,
-    /// The same for a step that generates too: a bound to what the answers wait.
+    /// The same for a step that generates too, at the most: fewer are taken where they would
+    /// make answers wait for twice as long as without them.
     pub mixed_prefill_size: usize,
     /// The state slots of the prefix cache; 0 for none.
     pub cached_sequences: usize,
@@ -23,7 +24,7 @@ impl Default for EngineOptions {
             max_running_requests: 8,
             max_queued_requests: 1024,
             chunked_prefill_size: 2048,
-            mixed_prefill_size: 512,
+            mixed_prefill_size: 768,
             cached_sequences: 8,
         }
     }

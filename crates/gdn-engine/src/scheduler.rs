@@ -54,7 +54,7 @@ pub(crate) struct Limits {
     pub(crate) running: usize,
     /// Tokens of prompts in a step that generates nothing, at least 1.
     pub(crate) prefill: usize,
-    /// Tokens of prompts in a step that generates, at least 1.
+    /// The same for a step that generates.
     pub(crate) mixed: usize,
 }
 
@@ -93,6 +93,18 @@ impl<S, T> Scheduler<S, T> {
         data: T,
     ) {
         self.waiting.push_back(Job { tokens, most, checkpoint, sequence: None, data });
+    }
+
+    /// Another bound for tokens of prompts in a step that generates.
+    pub(crate) fn set_mixed(&mut self, mixed: usize) {
+        self.limits.mixed = mixed.max(1);
+    }
+
+    /// The tokens of prompts that no step took yet.
+    pub(crate) fn backlog(&self, len: impl Fn(&S) -> usize) -> usize {
+        let left = |job: &Job<S, T>| job.tokens.len() - job.sequence.as_ref().map_or(0, &len);
+        let left = self.running.iter().chain(&self.waiting).map(left);
+        left.filter(|&left| left > 1).sum()
     }
 
     pub(crate) fn waiting(&self) -> usize {

@@ -1,9 +1,13 @@
 //! The thread that steps the model.
 
-use std::sync::{
-    Arc, PoisonError,
-    atomic::Ordering,
-    mpsc::{Receiver, RecvError, TryRecvError},
+use std::{
+    ops::Range,
+    sync::{
+        Arc, PoisonError,
+        atomic::Ordering,
+        mpsc::{Receiver, RecvError, TryRecvError},
+    },
+    time::Instant,
 };
 
 use gdn_model::{Choice, Logits, Model, Sequence, Turn};
@@ -12,6 +16,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::{
     EngineOptions, Event, FinishReason, Request, Stats,
     engine::Shared,
+    pace::Pace,
     pool::{Pool, Running},
     scheduler::{Job, Limits, Planned, Scheduler},
     work::Work,
@@ -29,6 +34,7 @@ pub(crate) enum Command {
 pub(crate) struct Worker {
     pool: Pool,
     scheduler: Scheduler<Sequence, Work>,
+    pace: Pace,
     /// The tokens of a sequence.
     limit: usize,
     inbox: Receiver<Command>,
@@ -69,11 +75,12 @@ impl Worker {
             prefill,
             mixed: options.mixed_prefill_size.clamp(1, prefill),
         };
+        let pace = Pace::new(limits.mixed);
         let (slots, tokens) = model.free();
         let stats = Stats { slots, pages: tokens / Model::PAGE_TOKENS, ..Stats::default() };
         let pool = Pool::new(model, options.cached_sequences);
         let scheduler = Scheduler::new(limits);
-        let mut worker = Self { pool, scheduler, limit, inbox, shared, stats };
+        let mut worker = Self { pool, scheduler, pace, limit, inbox, shared, stats };
         worker.publish();
         worker
     }
@@ -120,6 +127,8 @@ impl Worker {
 
     fn step(&mut self) {
         self.abort(|work| !work.is_wanted());
+        let backlog = self.scheduler.backlog(Sequence::len);
+        self.scheduler.set_mixed(self.pace.allowed(backlog));
         let plan = self.scheduler.plan(&mut self.pool);
         if plan.is_empty() {
             // What is submitted has memory alone, so this is a fault of ours: better lose
@@ -155,7 +164,13 @@ impl Worker {
             turns.push(Turn { sequence, tokens: &tokens[start..end], logits });
             asked.push(Asked { index, start, rows, generates });
         }
+        let begin = Instant::now();
         let chosen = self.pool.model.step_tokens(&mut turns, &choices)?;
+        let decodes = plan.iter().filter(|planned| planned.count == 1).count();
+        if decodes > 0 {
+            let all: usize = plan.iter().map(|planned| planned.count).sum();
+            self.pace.hear(all - decodes, begin.elapsed().as_secs_f64());
+        }
         self.stats.steps += 1;
         let mut first = 0;
         for asked in asked {
@@ -170,7 +185,7 @@ impl Worker {
     fn hear_logits(
         &mut self,
         &Asked { index, start, generates, .. }: &Asked,
-        rows: std::ops::Range<usize>,
+        rows: Range<usize>,
         chosen: &[u32],
     ) -> gdn_model::Result<()> {
         let job = &mut self.scheduler.running()[index];

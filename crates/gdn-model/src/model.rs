@@ -8,7 +8,7 @@ use crate::{
     Checkpoint, Config, Error, Result, Sequence,
     batch::{Batch, Logits},
     cpu::OnCpu,
-    cuda::OnGpu,
+    cuda::{OnGpu, bucket},
     device::{Device, Shape},
     forward::{Forward, Observe, Operator, Runs},
     memory::{Memory, PAGE},
@@ -120,6 +120,7 @@ pub struct Model {
     /// The rows of logits that the last pass left.
     rows: usize,
     batch_tokens: usize,
+    place: Place,
 }
 
 /// Tokens of one sequence for a forward pass.
@@ -177,7 +178,7 @@ impl Model {
             Place::Host => {
                 let cpu = options.threads.map_or_else(Cpu::new, Cpu::with_threads)?;
                 let device = OnCpu::new(cpu, Shape::new(&config), options)?;
-                Self::on(device, config, checkpoint, options, progress)
+                Self::on(device, Place::Host, config, checkpoint, options, progress)
             }
         }
     }
@@ -191,12 +192,14 @@ impl Model {
         options: &Options,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self> {
+        let place = Place::Cuda(cuda.runtime().ordinal());
         let device = OnGpu::new(cuda, &config, options)?;
-        Self::on(device, config, checkpoint, options, progress)
+        Self::on(device, place, config, checkpoint, options, progress)
     }
 
     fn on<D: Device + 'static>(
         device: D,
+        place: Place,
         config: Config,
         checkpoint: &mut Checkpoint,
         options: &Options,
@@ -212,7 +215,49 @@ impl Model {
             batch: Batch::default(),
             rows: 0,
             batch_tokens: options.batch_tokens.max(1),
+            place,
         })
+    }
+
+    /// Compiles and loads what passes of any size need, and records the graphs of decode, so
+    /// that no request waits for it. Nothing to do on the CPU. Takes some seconds, more where
+    /// kernels are not cached; `progress` hears of each pass, and of how many there are.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step); [`Error::NoSlot`] or [`Error::NoPages`] if sequences are held.
+    pub fn warm_up(&mut self, progress: &mut dyn FnMut(usize, usize)) -> Result<()> {
+        if self.place == Place::Host {
+            return Ok(());
+        }
+        let (sequences, tokens) = self.free();
+        let longest = self.batch_tokens.min(tokens).min(self.config.max_positions);
+        let prompts: Vec<usize> =
+            (1..).map(|n| 1 << n).take_while(|&len| len < longest).chain([longest]).collect();
+        // A sequence has a page at least.
+        let most = sequences.min(tokens / PAGE);
+        let mut batches: Vec<usize> = (1..=most).map(|rows| bucket(rows).min(most)).collect();
+        batches.dedup();
+        let all = prompts.len() + batches.len();
+        for (done, &len) in prompts.iter().enumerate() {
+            progress(done, all);
+            let mut sequence = self.sequence()?;
+            self.forward(&mut sequence, &vec![0; len])?;
+        }
+        let mut running = Vec::new();
+        for (done, &batch) in batches.iter().enumerate() {
+            progress(prompts.len() + done, all);
+            while running.len() < batch {
+                running.push(self.sequence()?);
+            }
+            // The first is run, the second recorded.
+            for _ in 0..2 {
+                let turn = |sequence| Turn { sequence, tokens: &[0], logits: Logits::Last };
+                let mut turns: Vec<_> = running.iter_mut().map(turn).collect();
+                self.step_tokens(&mut turns, &[])?;
+            }
+        }
+        progress(all, all);
+        Ok(())
     }
 
     /// The model's shape and options.

@@ -7,7 +7,7 @@ pub mod kernels;
 mod memory;
 mod views;
 
-pub(crate) use self::device::OnGpu;
+pub(crate) use self::{device::OnGpu, memory::bucket};
 
 use std::{
     collections::HashMap,
