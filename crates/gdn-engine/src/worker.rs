@@ -131,10 +131,14 @@ impl Worker {
         self.scheduler.set_mixed(self.pace.allowed(backlog));
         let plan = self.scheduler.plan(&mut self.pool);
         if plan.is_empty() {
-            // What is submitted has memory alone, so this is a fault of ours: better lose
-            // requests than wait forever.
-            self.fail_all("the engine finds no memory for it");
-        } else if let Err(error) = self.forward(&plan) {
+            if !self.scheduler.is_idle() {
+                // What is submitted has memory alone, so this is a fault of ours: better lose
+                // requests than wait forever.
+                self.fail_all("the engine finds no memory for it");
+            }
+            return;
+        }
+        if let Err(error) = self.forward(&plan) {
             self.fail_all(&error.to_string());
         }
         self.retire();
