@@ -58,7 +58,7 @@ pub(crate) fn run(args: &CheckArgs, out: &mut impl Write) -> anyhow::Result<Exit
     let seconds = start.elapsed().as_secs_f64();
     writeln!(out, "\n{} checks: {passed} passed, {failed} failed, {seconds:.1} s", verdicts.len())?;
     if let Some(file) = json {
-        let provenance = Provenance::new(&backend);
+        let provenance = Provenance::new(Some(&backend));
         file.write_json(&Report { provenance, seed: args.seed, passed, failed, checks: verdicts })?;
     }
     Ok(exit_code(failed))

@@ -9,7 +9,10 @@ use clap::{
 use clap_complete::Shell;
 use gdn::{DType, DecodePath, cuda::tiles::Tile};
 
-use crate::{backend::BackendArgs, bench_model::BenchModelArgs, generate::GenerateArgs};
+use crate::{
+    backend::BackendArgs, bench_model::BenchModelArgs, bench_serving::BenchServingArgs,
+    generate::GenerateArgs,
+};
 
 /// Check and time Gated DeltaNet decode on this machine, and generate text.
 ///
@@ -27,6 +30,7 @@ Examples:
   gdn check                     is this build right on this machine?
   gdn bench                     how fast is it?
   gdn generate                  what does a model say?
+  gdn bench-serving             how does a server do under load?
   gdn info                      what does it run on?
   gdn completions bash > ~/.local/share/bash-completion/completions/gdn
 
@@ -48,6 +52,7 @@ pub(crate) enum Command {
     Check(CheckArgs),
     Bench(BenchArgs),
     BenchModel(BenchModelArgs),
+    BenchServing(Box<BenchServingArgs>),
     Generate(GenerateArgs),
     Info(InfoArgs),
     /// Print a completion script for a shell

@@ -4,6 +4,7 @@
 mod backend;
 mod bench;
 mod bench_model;
+mod bench_serving;
 mod check;
 mod cli;
 mod generate;
@@ -38,6 +39,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench(args) => bench::run(&args, out).map(|()| ExitCode::SUCCESS),
         Command::Generate(args) => generate::run(&args, out),
         Command::BenchModel(args) => bench_model::run(&args, out).map(|()| ExitCode::SUCCESS),
+        Command::BenchServing(args) => bench_serving::run(*args, out),
         Command::Info(args) => info::run(&args, out).map(|()| ExitCode::SUCCESS),
         Command::Completions { shell } => {
             // Into memory first: the generator panics where a pipe is closed.

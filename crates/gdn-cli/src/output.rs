@@ -111,17 +111,46 @@ pub(crate) struct Provenance {
     date: String,
     machine: Machine,
     #[serde(flatten)]
-    backend: BackendInfo,
+    backend: Option<BackendInfo>,
 }
 
 impl Provenance {
-    pub(crate) fn new(backend: &AnyBackend) -> Self {
+    /// Of numbers that come from this machine's backend, or from none of its own.
+    pub(crate) fn new(backend: Option<&AnyBackend>) -> Self {
+        let args = env::args_os().map(|arg| arg.to_string_lossy().into_owned());
         Self {
             version: env!("CARGO_PKG_VERSION"),
-            command: env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect(),
+            command: without_secrets(args),
             date: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
             machine: Machine::probe(),
-            backend: backend.describe(),
+            backend: backend.map(AnyBackend::describe),
         }
+    }
+}
+
+/// A command line as it may be shown to others.
+fn without_secrets(args: impl Iterator<Item = String>) -> Vec<String> {
+    const SECRET: &str = "--api-key";
+    let mut hide = false;
+    let shown = args.map(|arg| match arg.split_once('=') {
+        _ if std::mem::take(&mut hide) => "***".to_owned(),
+        Some((SECRET, _)) => format!("{SECRET}=***"),
+        _ => {
+            hide = arg == SECRET;
+            arg
+        }
+    });
+    shown.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_secrets;
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let shown = |args: &str| without_secrets(args.split(' ').map(str::to_owned)).join(" ");
+        assert_eq!(shown("gdn a --api-key k --json f"), "gdn a --api-key *** --json f");
+        assert_eq!(shown("gdn a --api-key=k b=c"), "gdn a --api-key=*** b=c");
     }
 }

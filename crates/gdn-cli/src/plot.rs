@@ -1,6 +1,9 @@
 //! What all pictures share.
 
-use plotters::{coord::Shift, prelude::*};
+use plotters::{
+    coord::{Shift, ranged1d::Ranged},
+    prelude::*,
+};
 
 /// An area of a picture.
 pub(crate) type Area<'b> = DrawingArea<SVGBackend<'b>, Shift>;
@@ -11,6 +14,7 @@ pub(crate) const ORANGE: RGBColor = RGBColor(230, 159, 0);
 pub(crate) const BLUE: RGBColor = RGBColor(0, 114, 178);
 pub(crate) const PINK: RGBColor = RGBColor(204, 121, 167);
 pub(crate) const GREEN: RGBColor = RGBColor(0, 158, 115);
+pub(crate) const RED: RGBColor = RGBColor(213, 94, 0);
 pub(crate) const GREY: RGBColor = RGBColor(96, 96, 96);
 
 /// An SVG of this size, with a title and what was measured below it; `draw` fills it.
@@ -40,6 +44,20 @@ pub(crate) fn chart<'a, 'b>(area: &'a Area<'b>) -> ChartBuilder<'a, 'b, SVGBacke
     let mut chart = ChartBuilder::on(area);
     chart.margin(16).x_label_area_size(44).y_label_area_size(72);
     chart
+}
+
+/// Draws the names of lines into a corner.
+pub(crate) fn legend<'a, 'b: 'a, X: Ranged, Y: Ranged>(
+    chart: &mut ChartContext<'a, SVGBackend<'b>, Cartesian2d<X, Y>>,
+    corner: SeriesLabelPosition,
+) -> Drawn {
+    chart
+        .configure_series_labels()
+        .position(corner)
+        .background_style(WHITE.mix(0.8))
+        .border_style(BLACK.mix(0.3))
+        .draw()?;
+    Ok(())
 }
 
 /// Powers of two, a little wider than these values, which are sorted.

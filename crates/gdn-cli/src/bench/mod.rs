@@ -4,10 +4,10 @@ mod copy;
 mod gpu;
 mod measure;
 mod plan;
-mod plot;
+pub(crate) mod plot;
 mod rotation;
 mod row;
-mod stats;
+pub(crate) mod stats;
 mod table;
 
 use std::io::{self, IsTerminal, Write};
@@ -67,7 +67,7 @@ pub(crate) fn run(args: &BenchArgs, out: &mut impl Write) -> anyhow::Result<()> 
     let layer = RandomLayer::without_bias(&plan.spec, args.dtype, args.seed.into());
     let (activations, state) = (args.dtype, args.state_dtype);
     let dispatcher = Dispatcher::new(backend.as_dyn(), &layer.layer, activations, state, None)?;
-    let provenance = Provenance::new(&backend);
+    let provenance = Provenance::new(Some(&backend));
     let bar = progress_bar(args.batch_sizes.len());
     let table = Table::new(&plan.spec, matches!(backend, AnyBackend::Cuda(_)));
     writeln!(out, "{}", table.head())?;
@@ -146,7 +146,7 @@ fn describe(args: &BenchArgs, plan: &Plan, backend: &AnyBackend) -> String {
     format!("{runs_on}; {activations} activations, {state} state; {rotation} {slots} ({bytes})")
 }
 
-fn note(line: &str) {
+pub(crate) fn note(line: &str) {
     // A closed stderr is no reason not to measure.
     let _ = writeln!(io::stderr(), "{line}");
 }

@@ -4,7 +4,7 @@ use gdn::LayerSpec;
 use plotters::prelude::*;
 
 use super::{row::Row, stats::Summary};
-use crate::plot::{self, Area, BLUE, Drawn, GREEN, GREY, ORANGE, PINK, log2_axis};
+use crate::plot::{self, Area, BLUE, Drawn, GREEN, GREY, ORANGE, PINK, legend, log2_axis};
 
 const SIZE: (u32, u32) = (960, 960);
 
@@ -60,12 +60,7 @@ fn panels(root: &Area<'_>, rows: &[Row]) -> Drawn {
         let points = medians(&batches, &line);
         chart.draw_series(points.map(|point| Circle::new(point, 3, colour.filled())))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
-        .background_style(WHITE.mix(0.8))
-        .border_style(BLACK.mix(0.3))
-        .draw()?;
+    legend(&mut chart, SeriesLabelPosition::UpperRight)?;
 
     let share: Vec<_> = rows.iter().map(|row| row.share_of_copy).collect();
     let highest = share.iter().map(|share| share.upper_quartile).fold(1.0, f64::max);

@@ -2,6 +2,13 @@
 
 use serde::Serialize;
 
+/// The value that this part of `sorted`, which is not empty, is not above, interpolated.
+pub(crate) fn quantile(sorted: &[f64], part: f64) -> f64 {
+    let position = part * (sorted.len() - 1) as f64;
+    let (low, high) = (position.floor() as usize, position.ceil() as usize);
+    sorted[low] + (sorted[high] - sorted[low]) * position.fract()
+}
+
 /// A sample in three numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(super) struct Summary {
@@ -15,15 +22,10 @@ impl Summary {
     pub(super) fn of(values: impl IntoIterator<Item = f64>) -> Self {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_unstable_by(f64::total_cmp);
-        let quantile = |part: f64| {
-            let position = part * (values.len() - 1) as f64;
-            let (low, high) = (position.floor() as usize, position.ceil() as usize);
-            values[low] + (values[high] - values[low]) * position.fract()
-        };
         Self {
-            lower_quartile: quantile(0.25),
-            median: quantile(0.5),
-            upper_quartile: quantile(0.75),
+            lower_quartile: quantile(&values, 0.25),
+            median: quantile(&values, 0.5),
+            upper_quartile: quantile(&values, 0.75),
         }
     }
 

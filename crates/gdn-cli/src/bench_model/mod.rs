@@ -29,7 +29,7 @@ pub(crate) fn run(args: &BenchModelArgs, out: &mut impl Write) -> anyhow::Result
     let json = OutputFile::of("--json", args.json.as_deref())?;
     let plot = OutputFile::of("--plot", args.plot.as_deref())?;
     let backend = args.backend.open()?;
-    let provenance = Provenance::new(&backend);
+    let provenance = Provenance::new(Some(&backend));
     let mut yardstick = Yardstick::new(&backend)?;
     drop(backend);
 

@@ -3,7 +3,10 @@
 use plotters::prelude::*;
 
 use super::measure::{DecodeRow, PrefillRow};
-use crate::plot::{self, Area, BLUE, Drawn, GREY, log2_axis};
+use crate::plot::{self, Area, BLUE, Drawn, GREY, legend, log2_axis};
+
+/// A name, a colour and points.
+type Line = (&'static str, RGBColor, Vec<(f64, f64)>);
 
 const WIDTH: u32 = 960;
 const PANEL: u32 = 420;
@@ -44,7 +47,7 @@ fn sorted(points: impl Iterator<Item = (f64, f64)>) -> Vec<(f64, f64)> {
 }
 
 /// Lines over the same places.
-fn panel(area: &Area<'_>, x: &str, y: &str, lines: &[(&str, RGBColor, Vec<(f64, f64)>)]) -> Drawn {
+fn panel(area: &Area<'_>, x: &str, y: &str, lines: &[Line]) -> Drawn {
     let places: Vec<f64> = lines[0].2.iter().map(|point| point.0).collect();
     let highest = lines.iter().flat_map(|line| &line.2).map(|point| point.1).fold(0.0, f64::max);
     let mut chart = plot::chart(area).build_cartesian_2d(log2_axis(&places), 0.0..highest * 1.2)?;
@@ -64,12 +67,7 @@ fn panel(area: &Area<'_>, x: &str, y: &str, lines: &[(&str, RGBColor, Vec<(f64, 
         chart.draw_series(points.iter().map(|&point| Circle::new(point, 3, colour.filled())))?;
     }
     if lines.len() > 1 {
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
-            .background_style(WHITE.mix(0.8))
-            .border_style(BLACK.mix(0.3))
-            .draw()?;
+        legend(&mut chart, SeriesLabelPosition::UpperLeft)?;
     }
     Ok(())
 }
