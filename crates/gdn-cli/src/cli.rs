@@ -11,7 +11,7 @@ use gdn::{DType, DecodePath, cuda::tiles::Tile};
 
 use crate::{
     backend::BackendArgs, bench_model::BenchModelArgs, bench_serving::BenchServingArgs,
-    generate::GenerateArgs,
+    generate::GenerateArgs, serve::ServeArgs,
 };
 
 /// Check and time Gated DeltaNet decode on this machine, and generate text.
@@ -30,6 +30,7 @@ Examples:
   gdn check                     is this build right on this machine?
   gdn bench                     how fast is it?
   gdn generate                  what does a model say?
+  gdn serve                     answer clients of OpenAI's and SGLang's APIs
   gdn bench-serving             how does a server do under load?
   gdn info                      what does it run on?
   gdn completions bash > ~/.local/share/bash-completion/completions/gdn
@@ -54,6 +55,7 @@ pub(crate) enum Command {
     BenchModel(BenchModelArgs),
     BenchServing(Box<BenchServingArgs>),
     Generate(GenerateArgs),
+    Serve(ServeArgs),
     Info(InfoArgs),
     /// Print a completion script for a shell
     #[command(after_help = "\

@@ -1,5 +1,5 @@
 //! The command `gdn`: checks and times Gated DeltaNet decode on this machine, and
-//! generates text with models.
+//! generates text with models, here or for clients.
 
 mod backend;
 mod bench;
@@ -12,6 +12,7 @@ mod info;
 mod machine;
 mod output;
 mod plot;
+mod serve;
 
 use std::{
     io::{self, Write},
@@ -40,6 +41,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Generate(args) => generate::run(&args, out),
         Command::BenchModel(args) => bench_model::run(&args, out).map(|()| ExitCode::SUCCESS),
         Command::BenchServing(args) => bench_serving::run(*args, out),
+        Command::Serve(args) => serve::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Info(args) => info::run(&args, out).map(|()| ExitCode::SUCCESS),
         Command::Completions { shell } => {
             // Into memory first: the generator panics where a pipe is closed.

@@ -141,6 +141,11 @@ impl Engine {
         &self.0.options
     }
 
+    /// The tokens that a prompt may hold are below this.
+    pub fn vocab_size(&self) -> usize {
+        self.0.vocab
+    }
+
     /// The tokens that a prompt and its answer can have together.
     pub fn max_sequence_tokens(&self) -> usize {
         self.0.limit

@@ -47,6 +47,11 @@ pub trait Constraint: Debug + Send {
 /// A step of an answer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// The request starts, for the first time.
+    Started {
+        /// The tokens of its prompt that the prefix cache had.
+        cached_tokens: usize,
+    },
     /// The log probabilities of the prompt's tokens, if they were asked for; none of
     /// the first. Comes before all tokens.
     Prompt(Vec<Option<Logprobs>>),

@@ -61,7 +61,12 @@ impl Work {
 
     /// Hears how many tokens of the prompt were known; whether that is new.
     pub(crate) fn start(&mut self, cached: usize) -> bool {
-        self.cached.replace(self.cached.unwrap_or(cached)).is_none()
+        let first = self.cached.is_none();
+        if first {
+            self.cached = Some(cached);
+            self.say(Event::Started { cached_tokens: cached });
+        }
+        first
     }
 
     /// Whether every token of its prompt is to be run, with logits.

@@ -72,9 +72,10 @@ struct Said {
 }
 
 fn hear(mut answer: Answer) -> Said {
-    let (mut prompt, mut tokens, mut all) = (None, Vec::new(), Vec::new());
+    let (mut cached, mut prompt, mut tokens, mut all) = (None, None, Vec::new(), Vec::new());
     while let Some(event) = answer.blocking_recv() {
         match event {
+            Event::Started { cached_tokens } => assert_eq!(cached.replace(cached_tokens), None),
             Event::Prompt(logprobs) => prompt = Some(logprobs),
             Event::Token { token, logprobs } => {
                 tokens.push(token);
@@ -83,6 +84,7 @@ fn hear(mut answer: Answer) -> Said {
             Event::Finished(finished) => {
                 assert_eq!(answer.blocking_recv(), None);
                 assert_eq!(finished.completion_tokens, tokens.len());
+                assert_eq!(finished.cached_tokens, cached.unwrap_or(0));
                 return Said { prompt, tokens, logprobs: all, finished };
             }
         }
@@ -143,6 +145,9 @@ fn the_same_text_whatever_goes_on() {
                 let expected = &expected[i];
                 let dropped = (i % 5 == 4).then(|| random.random_range(0..LEN));
                 scope.spawn(move || {
+                    if dropped.is_some() {
+                        assert!(matches!(answer.blocking_recv(), Some(Event::Started { .. })));
+                    }
                     for &expected in &expected[..dropped.unwrap_or(0)] {
                         let Some(Event::Token { token, .. }) = answer.blocking_recv() else {
                             panic!("prompt {i} ends early");

@@ -110,6 +110,7 @@ pub(crate) struct BenchModelArgs {
 pub(crate) enum LoadFormat {
     /// The *.safetensors of the folder
     #[default]
+    #[value(alias = "auto")]
     Safetensors,
     /// Made up; the folder needs a config.json alone
     Dummy,
@@ -126,7 +127,7 @@ impl BenchModelArgs {
     }
 }
 
-fn form(name: &str) -> Result<PrefillForm, String> {
+pub(crate) fn form(name: &str) -> Result<PrefillForm, String> {
     match name {
         "recurrent" => Ok(PrefillForm::Recurrent),
         "chunked" => Ok(PrefillForm::Chunked),

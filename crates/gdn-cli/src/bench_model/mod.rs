@@ -17,9 +17,8 @@ use gdn_model::{Checkpoint, Config, Model};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
-pub(crate) use self::args::BenchModelArgs;
+pub(crate) use self::args::{BenchModelArgs, LoadFormat, form};
 use self::{
-    args::LoadFormat,
     measure::{DecodeRow, PrefillRow},
     yardstick::Yardstick,
 };
@@ -95,7 +94,7 @@ fn load(args: &BenchModelArgs) -> anyhow::Result<Model> {
         .tokens(tokens.max(longest + 64))
         .decode(args.path)
         .prefill(args.prefill);
-    let bar = progress_bar(config.layers.len());
+    let bar = progress_bar("loading", "layer", config.layers.len());
     let progress = &mut |layers| bar.set_position(layers as u64);
     let model = Model::new(config, &mut checkpoint, &options, progress);
     bar.finish_and_clear();
@@ -105,13 +104,16 @@ fn load(args: &BenchModelArgs) -> anyhow::Result<Model> {
 /// Decode steps before those that are timed: a GPU runs a step, then records it.
 const WARM_UP: usize = 4;
 
-fn progress_bar(layers: usize) -> ProgressBar {
+/// Counts layers that are loaded, on a terminal.
+/// A bar on stderr, where somebody sees it: of `len` things of a kind.
+pub(crate) fn progress_bar(what: &str, kind: &str, len: usize) -> ProgressBar {
     let target = match std::io::stderr().is_terminal() {
         true => ProgressDrawTarget::stderr(),
         false => ProgressDrawTarget::hidden(),
     };
-    let style = ProgressStyle::with_template("loading {wide_bar} layer {pos} of {len}");
-    ProgressBar::with_draw_target(Some(layers as u64), target)
+    let template = format!("{what} {{wide_bar}} {kind} {{pos}} of {{len}}");
+    let style = ProgressStyle::with_template(&template);
+    ProgressBar::with_draw_target(Some(len as u64), target)
         .with_style(style.expect("a valid template"))
 }
 

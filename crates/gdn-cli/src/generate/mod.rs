@@ -3,8 +3,8 @@
 mod answer;
 mod args;
 mod report;
-mod shipped;
-mod source;
+pub(crate) mod shipped;
+pub(crate) mod source;
 
 use std::{
     io::{self, Read, Write},

@@ -57,6 +57,20 @@ pub(crate) fn prompt(question: &str) -> String {
     format!("{PREFIX}Question: {}\nAnswer:", question.trim())
 }
 
+/// What asks for an answer in a chat, in the words of its training.
+pub(crate) fn chat_template() -> String {
+    let turns = "{%- for message in messages %}\
+                 {%- if message.role == 'user' %}\
+                 {{- 'Question: ' + message.content | trim + '\\n' }}\
+                 {%- elif message.role == 'assistant' %}\
+                 {{- 'Answer: ' + message.content | trim + '\\n\\n' }}\
+                 {%- endif %}\
+                 {%- endfor %}\
+                 {%- if add_generation_prompt %}{{- 'Answer:' }}{%- endif %}";
+    // As a string of the template: tags trim what stands beside them.
+    format!("{{{{- {} }}}}{turns}", serde_json::Value::from(PREFIX))
+}
+
 /// Some of the questions of its evaluation.
 pub(crate) fn questions() -> anyhow::Result<Vec<Question>> {
     let lines = QUESTIONS.lines().step_by(STRIDE);

@@ -1,6 +1,9 @@
 //! Finds and loads a model.
 
-use std::{path::PathBuf, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use anyhow::Context;
 use gdn_model::{ChatTemplate, Error, Fetched, GenerationConfig, Hub, Model, Tokenizer};
@@ -23,15 +26,34 @@ pub(crate) struct Loaded {
     _folder: Option<TempDir>,
 }
 
+/// The folder of a model.
+#[derive(Debug)]
+pub(crate) struct Located {
+    pub(crate) name: String,
+    folder: PathBuf,
+    /// Where the shipped model lies; gone when this is.
+    temporary: Option<TempDir>,
+}
+
+impl Located {
+    /// Finds a model by its folder or id, or unpacks the shipped one.
+    pub(crate) fn of(model: Option<&str>) -> anyhow::Result<Self> {
+        if let Some(model) = model {
+            return Ok(Self { name: model.to_owned(), folder: find(model)?, temporary: None });
+        }
+        let folder = shipped::unpack().context("the shipped model can't be unpacked")?;
+        let (name, path) = (shipped::NAME.to_owned(), folder.path().to_owned());
+        Ok(Self { name, folder: path, temporary: Some(folder) })
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+}
+
 /// Loads the model that the flags name, with progress on a terminal.
 pub(crate) fn load(args: &GenerateArgs) -> anyhow::Result<Loaded> {
-    let (name, folder, temporary) = match &args.model {
-        Some(model) => (model.clone(), find(model)?, None),
-        None => {
-            let folder = shipped::unpack().context("the shipped model can't be unpacked")?;
-            (shipped::NAME.to_owned(), folder.path().to_owned(), Some(folder))
-        }
-    };
+    let Located { name, folder, temporary } = Located::of(args.model.as_deref())?;
     let bar = ProgressBar::new_spinner();
     bar.set_message(format!("loading {name}"));
     bar.enable_steady_tick(std::time::Duration::from_millis(100));

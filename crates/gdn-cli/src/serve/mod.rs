@@ -1,0 +1,152 @@
+//! `gdn serve`: a model behind HTTP.
+
+mod args;
+
+use std::{
+    io::{self, Write},
+    process,
+    time::Duration,
+};
+
+use anyhow::Context;
+use gdn::{Place, PrefillForm};
+use gdn_engine::Engine;
+use gdn_model::{ChatTemplate, Checkpoint, Config, Model, Options};
+use gdn_server::{App, ModelText};
+use tokio::net::TcpListener;
+
+pub(crate) use self::args::ServeArgs;
+use crate::{
+    bench_model::{LoadFormat, progress_bar},
+    generate::{shipped, source::Located},
+};
+
+/// What a shell shows for a death by SIGINT.
+const EXIT_INTERRUPTED: i32 = 130;
+
+pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
+    args.backend.check()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.context("the threads of the server can't be started")?;
+    // Before the model is loaded, which may take long.
+    let address = (args.host.as_str(), args.port);
+    let listener = runtime.block_on(TcpListener::bind(address)).with_context(|| {
+        format!("--host {} --port {}: can't listen there", args.host, args.port)
+    })?;
+    let address = listener.local_addr()?;
+    let app = load(args)?;
+    say(&format!("ready: http://{address} serves {}; Ctrl-C stops it", served_name(args)));
+    runtime.block_on(async {
+        let shutdown = first_signal()?;
+        gdn_server::serve(listener, app, shutdown).await.context("the server failed")
+    })
+}
+
+/// Loads what the flags name, and starts an engine for it.
+fn load(args: &ServeArgs) -> anyhow::Result<App> {
+    let options = args.engine_options();
+    let of_model = Engine::model_options(&options, model_options(args));
+    let located = match &args.preset {
+        Some(_) => Located::of(None)?,
+        None => Located::of(args.model.as_deref())?,
+    };
+    let folder = located.folder();
+    let text = text(args, &located)?;
+    let (config, mut checkpoint) = match &args.preset {
+        Some(preset) => (Config::preset(preset)?, Checkpoint::dummy(0)),
+        None => {
+            let checkpoint = match args.load_format {
+                LoadFormat::Dummy => Checkpoint::dummy(0),
+                LoadFormat::Safetensors => Checkpoint::open(folder)?,
+            };
+            (Config::read(&folder.join("config.json"))?, checkpoint)
+        }
+    };
+    let bar = progress_bar("loading", "layer", config.layers.len());
+    let progress = &mut |layers| bar.set_position(layers as u64);
+    let model = Model::new(config, &mut checkpoint, &of_model, progress);
+    bar.finish_and_clear();
+    let mut model = model.with_context(|| format!("{} can't be loaded", args.name()))?;
+    if args.preset.is_none() && args.load_format == LoadFormat::Safetensors {
+        checkpoint.finish()?;
+    }
+    let bar = progress_bar("warming up", "pass", 0);
+    let progress = &mut |done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    };
+    let warm = model.warm_up(progress);
+    bar.finish_and_clear();
+    warm.context("the model does not run")?;
+    let engine = Engine::start(model, options).context("the engine can't be started")?;
+    Ok(App::new(engine, text, server_options(args)))
+}
+
+fn model_options(args: &ServeArgs) -> Options {
+    let prefill = args.prefill.unwrap_or(match args.backend.place() {
+        Place::Host => PrefillForm::Recurrent,
+        Place::Cuda(_) => PrefillForm::Chunked,
+    });
+    let options = args.backend.options().prefill(prefill);
+    match args.max_total_tokens {
+        Some(tokens) => options.tokens(tokens),
+        None => options,
+    }
+}
+
+/// Of another folder, of the model's, or of the shipped model.
+fn text(args: &ServeArgs, located: &Located) -> anyhow::Result<ModelText> {
+    if let Some(tokenizer) = &args.tokenizer {
+        let folder = Located::of(Some(tokenizer))?;
+        return ModelText::load(folder.folder())
+            .with_context(|| format!("--tokenizer {tokenizer} can't be loaded"));
+    }
+    let text = ModelText::load(located.folder())
+        .with_context(|| format!("the tokenizer of {} can't be loaded", located.name))?;
+    if args.model.is_some() {
+        return Ok(text);
+    }
+    let template = ChatTemplate::new("the shipped model's", shipped::chat_template())?;
+    Ok(text.with_template(template))
+}
+
+fn server_options(args: &ServeArgs) -> gdn_server::Options {
+    let mut options = gdn_server::Options::default();
+    options.served_model_name = served_name(args).to_owned();
+    options.model_path = args.name().to_owned();
+    options.api_key = args.api_key.clone();
+    options.context_length = args.context_length;
+    options.shutdown_timeout = Duration::from_secs(args.shutdown_timeout);
+    if args.model.is_none() && args.preset.is_none() {
+        options.chat_stop = vec![shipped::STOP.to_owned()];
+    }
+    options
+}
+
+fn served_name(args: &ServeArgs) -> &str {
+    args.served_model_name.as_deref().unwrap_or(args.name())
+}
+
+/// Done at the first Ctrl-C or SIGTERM; the second ends the process.
+fn first_signal() -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
+    let (first, heard) = tokio::sync::oneshot::channel();
+    let mut first = Some(first);
+    let handler = move || match first.take() {
+        Some(first) => {
+            say("stopping: requests that run may finish; again to end them at once");
+            // The server may be gone already.
+            let _ = first.send(());
+        }
+        None => process::exit(EXIT_INTERRUPTED),
+    };
+    ctrlc::set_handler(handler).context("Ctrl-C can't be caught")?;
+    Ok(async move {
+        // The handler lives as long as the process.
+        let _ = heard.await;
+    })
+}
+
+/// Says something on stderr; where that is closed there is nobody to tell.
+fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
