@@ -33,6 +33,11 @@ impl ModelText {
         Ok(Self { tokenizer, vocabulary, template, generation: GenerationConfig::read(folder)? })
     }
 
+    /// What turns text to tokens.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
     /// The same with another chat template.
     pub fn with_template(self, template: ChatTemplate) -> Self {
         Self { template: Some(template), ..self }

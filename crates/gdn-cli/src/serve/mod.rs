@@ -1,6 +1,7 @@
 //! `gdn serve`: a model behind HTTP.
 
 mod args;
+mod made_up;
 
 use std::{
     io::{self, Write},
@@ -51,7 +52,6 @@ fn load(args: &ServeArgs) -> anyhow::Result<App> {
         None => Located::of(args.model.as_deref())?,
     };
     let folder = located.folder();
-    let text = text(args, &located)?;
     let (config, mut checkpoint) = match &args.preset {
         Some(preset) => (Config::preset(preset)?, Checkpoint::dummy(0)),
         None => {
@@ -62,6 +62,7 @@ fn load(args: &ServeArgs) -> anyhow::Result<App> {
             (Config::read(&folder.join("config.json"))?, checkpoint)
         }
     };
+    let text = text(args, &located, config.vocab_size)?;
     let bar = progress_bar("loading", "layer", config.layers.len());
     let progress = &mut |layers| bar.set_position(layers as u64);
     let model = Model::new(config, &mut checkpoint, &of_model, progress);
@@ -94,15 +95,19 @@ fn model_options(args: &ServeArgs) -> Options {
     }
 }
 
-/// Of another folder, of the model's, or of the shipped model.
-fn text(args: &ServeArgs, located: &Located) -> anyhow::Result<ModelText> {
+/// Of another folder, of the model's, or made up with the weights.
+fn text(args: &ServeArgs, located: &Located, vocab_size: usize) -> anyhow::Result<ModelText> {
     if let Some(tokenizer) = &args.tokenizer {
         let folder = Located::of(Some(tokenizer))?;
         return ModelText::load(folder.folder())
             .with_context(|| format!("--tokenizer {tokenizer} can't be loaded"));
     }
-    let text = ModelText::load(located.folder())
-        .with_context(|| format!("the tokenizer of {} can't be loaded", located.name))?;
+    let text = match args.preset {
+        Some(_) => made_up::text(vocab_size),
+        None => ModelText::load(located.folder()).map_err(Into::into),
+    };
+    let text =
+        text.with_context(|| format!("the tokenizer of {} can't be loaded", located.name))?;
     if args.model.is_some() {
         return Ok(text);
     }
