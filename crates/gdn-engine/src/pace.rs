@@ -7,11 +7,10 @@ pub(crate) struct Pace {
     /// Seconds of a step that generates alone, lately.
     decode_s: Option<f64>,
     allowed: usize,
+    least: usize,
     most: usize,
 }
 
-/// Tokens of prompts that are always allowed.
-const LEAST: usize = 16;
 /// A step with prompts should take at most so many times as long as one without.
 const STRETCH: f64 = 1.9;
 /// Below this more is tried.
@@ -22,9 +21,9 @@ const WEIGHT: f64 = 0.2;
 const BACKLOG: usize = 8;
 
 impl Pace {
-    /// At most `most` tokens, at least 1.
-    pub(crate) fn new(most: usize) -> Self {
-        Self { decode_s: None, allowed: most, most }
+    /// From `least` tokens to `most`, which are at least 1.
+    pub(crate) fn new(least: usize, most: usize) -> Self {
+        Self { decode_s: None, allowed: most, least: least.min(most), most }
     }
 
     /// The tokens of prompts for a step that generates too, with so many to come.
@@ -42,9 +41,9 @@ impl Pace {
         }
         let Some(decode_s) = self.decode_s else { return };
         if seconds > STRETCH * decode_s && prompts <= self.allowed {
-            self.allowed = (prompts / 2).max(LEAST).min(self.most);
+            self.allowed = (prompts / 2).max(self.least);
         } else if seconds < ROOM * decode_s && 2 * prompts > self.allowed {
-            self.allowed = (self.allowed + LEAST).min(self.most);
+            self.allowed = (self.allowed + self.least).min(self.most);
         }
     }
 }
@@ -65,7 +64,7 @@ mod tests {
 
     #[test]
     fn steps_stay_below_twice_their_length() {
-        let mut pace = Pace::new(512);
+        let mut pace = Pace::new(16, 512);
         assert_eq!(pace.allowed(0), 512, "nothing is known yet");
         // 0.1 ms a token: 60 to 90 tokens take 16 to 19 ms.
         let allowed = settle(&mut pace, 1e-4);
@@ -74,20 +73,20 @@ mod tests {
         let allowed = settle(&mut pace, 1e-5);
         assert_eq!(allowed, 512);
         // However dear, prompts go on.
-        assert_eq!(settle(&mut pace, 1.0), LEAST);
+        assert_eq!(settle(&mut pace, 1.0), 16);
     }
 
     #[test]
     fn a_queue_of_prompts_goes_first() {
-        let mut pace = Pace::new(512);
+        let mut pace = Pace::new(16, 512);
         settle(&mut pace, 1.0);
-        assert_eq!(pace.allowed(100), LEAST);
+        assert_eq!(pace.allowed(100), 16);
         assert_eq!(pace.allowed(2048), 256);
         assert_eq!(pace.allowed(1 << 20), 512);
         // Steps that were larger than allowed say nothing of what is.
         let before = pace.allowed(0);
         pace.hear(512, 9.0);
         assert_eq!(pace.allowed(0), before);
-        assert_eq!(Pace::new(4).allowed(0), 4);
+        assert_eq!(Pace::new(16, 4).allowed(0), 4);
     }
 }

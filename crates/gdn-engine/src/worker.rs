@@ -10,6 +10,7 @@ use std::{
     time::Instant,
 };
 
+use gdn::Place;
 use gdn_model::{Choice, Logits, Model, Sequence, Turn};
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -75,7 +76,9 @@ impl Worker {
             prefill,
             mixed: options.mixed_prefill_size.clamp(1, prefill),
         };
-        let pace = Pace::new(limits.mixed);
+        // A GPU reads most weights for a few tokens of a prompt as for a page of them.
+        let least = if model.place() == Place::Host { 16 } else { Model::PAGE_TOKENS };
+        let pace = Pace::new(least, limits.mixed);
         let (slots, tokens) = model.free();
         let stats = Stats { slots, pages: tokens / Model::PAGE_TOKENS, ..Stats::default() };
         let pool = Pool::new(model, options.cached_sequences);

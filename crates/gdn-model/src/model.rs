@@ -237,27 +237,33 @@ impl Model {
         let most = sequences.min(tokens / PAGE);
         let mut batches: Vec<usize> = (1..=most).map(|rows| bucket(rows).min(most)).collect();
         batches.dedup();
-        let all = prompts.len() + batches.len();
-        for (done, &len) in prompts.iter().enumerate() {
-            progress(done, all);
-            let mut sequence = self.sequence()?;
-            self.forward(&mut sequence, &vec![0; len])?;
-        }
+        // Sequences and tokens of each: kernels differ by the rows of a pass, and by its prompts.
+        let together = [2, 3, 4, 8].into_iter().filter(|&n| n <= most && 2 * n <= longest);
+        let mut passes: Vec<_> = prompts.into_iter().map(|len| (1, len)).collect();
+        passes.extend(together.map(|n| (n, 2)));
+        // A pass of single tokens is run first, and recorded the second time.
+        passes.extend(batches.into_iter().flat_map(|n| [(n, 1); 2]));
         let mut running = Vec::new();
-        for (done, &batch) in batches.iter().enumerate() {
-            progress(prompts.len() + done, all);
-            while running.len() < batch {
+        for (done, &(n, len)) in passes.iter().enumerate() {
+            progress(done, passes.len());
+            if len > 1 {
+                running.clear();
+            }
+            while running.len() < n {
                 running.push(self.sequence()?);
             }
-            // The first is run, the second recorded.
-            for _ in 0..2 {
-                let turn = |sequence| Turn { sequence, tokens: &[0], logits: Logits::Last };
-                let mut turns: Vec<_> = running.iter_mut().map(turn).collect();
-                self.step_tokens(&mut turns, &[])?;
-            }
+            let tokens = vec![0; len];
+            let turn = |sequence| Turn { sequence, tokens: &tokens, logits: Logits::Last };
+            let mut turns: Vec<_> = running.iter_mut().take(n).map(turn).collect();
+            self.step_tokens(&mut turns, &[])?;
         }
-        progress(all, all);
+        progress(passes.len(), passes.len());
         Ok(())
+    }
+
+    /// What it runs on.
+    pub fn place(&self) -> Place {
+        self.place
     }
 
     /// The model's shape and options.
