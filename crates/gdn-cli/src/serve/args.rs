@@ -99,7 +99,8 @@ pub(crate) struct ServeArgs {
           default_value_t = EngineOptions::default().chunked_prefill_size)]
     pub(crate) chunked_prefill_size: usize,
 
-    /// The same for a step that generates too
+    /// The same for a step that generates too, at the most: fewer are taken where answers
+    /// would wait for them
     #[arg(long, value_name = "N", value_parser = at_least_one(),
           default_value_t = EngineOptions::default().mixed_prefill_size)]
     pub(crate) mixed_prefill_size: usize,
