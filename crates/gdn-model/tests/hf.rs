@@ -126,8 +126,8 @@ fn states_agree_after_prefill() {
     }
 }
 
-/// Hugging Face's own logits in bf16 are up to 0.4 from those in f32; where a router's
-/// choice is close, a token takes other experts and the difference is larger.
+/// As a rule bf16 takes us less far from f32 than it takes Hugging Face, whose sums round more
+/// often; at the worst, where rounding turns a close choice of a router, about as far.
 #[test]
 fn logits_in_bf16_are_within_their_spread() {
     if on_cpu() {
@@ -136,19 +136,21 @@ fn logits_in_bf16_are_within_their_spread() {
     let options = Options::default().activations(DType::BF16);
     for name in CHECKPOINTS {
         let (mut model, reference) = (model_with(name, &options), Reference::new(name));
-        let mut errors = Vec::new();
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for prompt in reference.edges().into_iter().chain(reference.texts()) {
             let mut sequence = model.sequence().unwrap();
             let logits = model.forward(&mut sequence, &prompt.tokens).unwrap();
-            errors.push(max_error(
-                &logits,
-                &reference.tensor(&format!("{}.last_logits", prompt.name)),
-            ));
+            let tensor = format!("{}.last_logits", prompt.name);
+            let exact = reference.tensor(&tensor);
+            ours.push(max_error(&logits, &exact));
+            theirs.push(max_error(&reference.computed_in("bf16", &tensor), &exact));
         }
-        errors.sort_by(f32::total_cmp);
-        let (median, worst) = (errors[errors.len() / 2], errors[errors.len() - 1]);
-        println!("{name}: logits in bf16 differ by {median:.2} as a rule, {worst:.2} at most");
-        assert!(median < 0.5, "{name}: {median}");
-        assert!(name != "qwen3_5_dense" || worst < 0.6, "{name}: {worst}");
+        let [ours, theirs] = [ours, theirs].map(|mut errors| {
+            errors.sort_by(f32::total_cmp);
+            (errors[errors.len() / 2], errors[errors.len() - 1])
+        });
+        println!("{name}: median and worst are {ours:.2?} off, Hugging Face's {theirs:.2?}");
+        assert!(ours.0 < theirs.0, "{name}: {ours:?}, {theirs:?}");
+        assert!(ours.1 < 1.25 * theirs.1, "{name}: {ours:?}, {theirs:?}");
     }
 }

@@ -86,8 +86,13 @@ impl Reference {
     }
 
     pub fn tensor(&self, name: &str) -> Vec<f32> {
+        self.computed_in("f32", name)
+    }
+
+    /// The same, computed in another dtype.
+    pub fn computed_in(&self, dtype: &str, name: &str) -> Vec<f32> {
         let file = SafeTensors::deserialize(&self.tensors).unwrap();
-        let tensor = file.tensor(&format!("f32.{name}")).unwrap();
+        let tensor = file.tensor(&format!("{dtype}.{name}")).unwrap();
         assert_eq!(tensor.dtype(), Dtype::F32, "{name}");
         tensor.data().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
     }
