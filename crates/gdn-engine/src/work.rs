@@ -207,3 +207,36 @@ impl Work {
         let _ = self.events.send(event);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::*;
+
+    /// A request that lost its memory in the middle of its prompt says all once, as it was.
+    #[test]
+    fn a_prompt_that_starts_again() {
+        let (events, mut heard) = unbounded_channel();
+        let request = Request { prompt_logprobs: Some(1), ..Request::default() };
+        let tokens = [2, 0, 1, 2];
+        let mut work = Work::new(request, tokens.len(), events);
+        // Rows that put all on one token, and that a second pass does not repeat.
+        let row = |best: usize, high: f32| {
+            let mut row = [0.0; 3];
+            row[best] = high;
+            row
+        };
+        work.hear_prompt(&tokens, 0, &[row(0, 50.0), row(1, 50.0)].concat(), 3);
+        assert!(work.reads_prompt(0) && heard.try_recv().is_err());
+        let again = [row(0, 9.0), row(1, 9.0), row(2, 9.0), row(0, 9.0)];
+        work.hear_prompt(&tokens, 0, &again.concat(), 3);
+        let Ok(Event::Prompt(said)) = heard.try_recv() else { panic!("it is complete") };
+        let said: Vec<_> =
+            said.iter().map(|l| l.as_ref().map(|l| (l.top[0].0, l.logprob))).collect();
+        assert_eq!(said[..3], [None, Some((0, 0.0)), Some((1, 0.0))]);
+        assert!(matches!(said[3], Some((2, logprob)) if logprob < -1e-5));
+        assert_eq!(said.len(), 4);
+        assert!(!work.reads_prompt(0));
+    }
+}

@@ -261,3 +261,18 @@ fn the_last_gives_way() {
     assert_eq!(order, [0, 1]);
     assert_eq!(jobs.preemptions(), 1);
 }
+
+/// A job starts if those that run can grow by a page beside it, and not only to lose its own.
+#[test]
+fn room_to_grow_stays_free() {
+    let mut memory = Sim::new(8, 3, 0);
+    let mut jobs = Jobs::new(LIMITS);
+    add(&mut jobs, Spec { id: 0, prompt: 60, generate: 10 });
+    add(&mut jobs, Spec { id: 1, prompt: 120, generate: 4 });
+    step(&mut jobs, &mut memory, LIMITS);
+    assert_eq!((jobs.running().len(), jobs.waiting()), (1, 1));
+    while !jobs.is_idle() {
+        step(&mut jobs, &mut memory, LIMITS);
+    }
+    assert_eq!(jobs.preemptions(), 0);
+}
