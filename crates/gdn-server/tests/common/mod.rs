@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use gdn::{DType, Place};
 use gdn_engine::{Engine, EngineOptions};
 use gdn_model::Model;
 use gdn_server::{App, ModelText, Options, serve};
@@ -58,6 +59,16 @@ pub(crate) async fn start_with(options: Options, of_engine: EngineOptions) -> Se
     start_with_memory(options, of_engine, 1 << 16).await
 }
 
+/// On the CPU, or where `GDN_TEST_BACKEND=cuda` says so, in f32: the same bits whatever shares
+/// a step.
+fn of_model() -> gdn_model::Options {
+    let default = gdn_model::Options::default();
+    match std::env::var("GDN_TEST_BACKEND").as_deref() {
+        Ok("cuda") => default.device(Place::Cuda(0)).activations(DType::F32),
+        _ => default.threads(1),
+    }
+}
+
 /// With memory for so many tokens.
 pub(crate) async fn start_with_memory(
     options: Options,
@@ -65,8 +76,7 @@ pub(crate) async fn start_with_memory(
     tokens: usize,
 ) -> Server {
     let folder = folder();
-    let of_model = gdn_model::Options::default().threads(1).tokens(tokens);
-    let of_model = Engine::model_options(&of_engine, of_model);
+    let of_model = Engine::model_options(&of_engine, of_model().tokens(tokens));
     let model = Model::load_with(folder.path(), &of_model).unwrap();
     let engine = Engine::start(model, of_engine).unwrap();
     let text = ModelText::load(folder.path()).unwrap();
