@@ -228,8 +228,8 @@ impl<S, T> Scheduler<S, T> {
         }
     }
 
-    /// The next tokens of a prompt, `share` at the most. They end at a checkpoint, a multiple
-    /// of 64 or the prompt's end; `forced`, at anything that is not nothing.
+    /// The next tokens of a prompt, `share` at the most. They end at a checkpoint, the prompt's
+    /// end or a multiple of 64; `forced`, anywhere before half of them would be lost to that.
     fn piece<M: Memory<Sequence = S, Data = T>>(
         &self,
         memory: &M,
@@ -247,7 +247,7 @@ impl<S, T> Scheduler<S, T> {
             return count;
         }
         let aligned = ((start + count) / ALIGN * ALIGN).saturating_sub(start);
-        if aligned == 0 && forced { count } else { aligned }
+        if forced && 2 * aligned < count { count } else { aligned }
     }
 }
 

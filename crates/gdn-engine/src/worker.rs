@@ -76,8 +76,9 @@ impl Worker {
             prefill,
             mixed: options.mixed_prefill_size.clamp(1, prefill),
         };
-        // A GPU reads most weights for a few tokens of a prompt as for a page of them.
-        let least = if model.place() == Place::Host { 16 } else { Model::PAGE_TOKENS };
+        // A GPU reads most weights for a few tokens as for more; from 64 rows on, which these and
+        // a small batch are, its products take longer.
+        let least = if model.place() == Place::Host { 16 } else { 48 };
         let pace = Pace::new(least, limits.mixed);
         let (slots, tokens) = model.free();
         let stats = Stats { slots, pages: tokens / Model::PAGE_TOKENS, ..Stats::default() };

@@ -276,3 +276,16 @@ fn room_to_grow_stays_free() {
     }
     assert_eq!(jobs.preemptions(), 0);
 }
+
+#[test]
+fn small_pieces_are_not_made_smaller_still() {
+    let limits = Limits { prefill: 48, ..LIMITS };
+    let (mut memory, mut jobs) = (Sim::new(8, 1 << 20, 0), Jobs::new(limits));
+    add(&mut jobs, Spec { id: 0, prompt: 150, generate: 1 });
+    let mut ends = Vec::new();
+    while !jobs.is_idle() {
+        step(&mut jobs, &mut memory, limits);
+        ends.extend(jobs.running().first().map(|job| job.sequence.as_ref().unwrap().len));
+    }
+    assert_eq!(ends, [48, 96, 128]);
+}
