@@ -77,6 +77,13 @@ pub(crate) struct Scheduler<S, T> {
     preemptions: u64,
 }
 
+impl<S, T> Job<S, T> {
+    /// The tokens that the model has not seen.
+    fn left(&self, len: impl Fn(&S) -> usize) -> usize {
+        self.tokens.len() - self.sequence.as_ref().map_or(0, len)
+    }
+}
+
 impl<S, T> Scheduler<S, T> {
     pub(crate) fn new(limits: Limits) -> Self {
         let (waiting, running) = (VecDeque::new(), Vec::new());
@@ -100,11 +107,15 @@ impl<S, T> Scheduler<S, T> {
         self.limits.mixed = mixed.max(1);
     }
 
+    /// The jobs that generate.
+    pub(crate) fn decodes(&self, len: impl Fn(&S) -> usize) -> usize {
+        self.running.iter().filter(|job| job.left(&len) == 1).count()
+    }
+
     /// The tokens of prompts that no step took yet.
     pub(crate) fn backlog(&self, len: impl Fn(&S) -> usize) -> usize {
-        let left = |job: &Job<S, T>| job.tokens.len() - job.sequence.as_ref().map_or(0, &len);
-        let left = self.running.iter().chain(&self.waiting).map(left);
-        left.filter(|&left| left > 1).sum()
+        let all = self.running.iter().chain(&self.waiting);
+        all.map(|job| job.left(&len)).filter(|&left| left > 1).sum()
     }
 
     pub(crate) fn waiting(&self) -> usize {
@@ -253,8 +264,7 @@ impl<S, T> Scheduler<S, T> {
 
 /// The tokens of a job that runs which the model has not seen.
 fn left<M: Memory>(memory: &M, job: &Job<M::Sequence, M::Data>) -> usize {
-    let sequence = job.sequence.as_ref().expect("it runs");
-    job.tokens.len() - memory.len(sequence)
+    job.left(|sequence| memory.len(sequence))
 }
 
 #[cfg(test)]

@@ -76,9 +76,8 @@ impl Worker {
             prefill,
             mixed: options.mixed_prefill_size.clamp(1, prefill),
         };
-        // A GPU reads most weights for a few tokens as for more; from 64 rows on, which these and
-        // a small batch are, its products take longer.
-        let least = if model.place() == Place::Host { 16 } else { 48 };
+        // A GPU reads most weights for a few tokens of a prompt as for a page of them.
+        let least = if model.place() == Place::Host { 16 } else { Model::PAGE_TOKENS };
         let pace = Pace::new(least, limits.mixed);
         let (slots, tokens) = model.free();
         let stats = Stats { slots, pages: tokens / Model::PAGE_TOKENS, ..Stats::default() };
@@ -132,7 +131,8 @@ impl Worker {
     fn step(&mut self) {
         self.abort(|work| !work.is_wanted());
         let backlog = self.scheduler.backlog(Sequence::len);
-        self.scheduler.set_mixed(self.pace.allowed(backlog));
+        let decodes = self.scheduler.decodes(Sequence::len);
+        self.scheduler.set_mixed(self.pace.allowed(decodes, backlog));
         let plan = self.scheduler.plan(&mut self.pool);
         if plan.is_empty() {
             if !self.scheduler.is_idle() {
@@ -177,7 +177,7 @@ impl Worker {
         let decodes = plan.iter().filter(|planned| planned.count == 1).count();
         if decodes > 0 {
             let all: usize = plan.iter().map(|planned| planned.count).sum();
-            self.pace.hear(all - decodes, begin.elapsed().as_secs_f64());
+            self.pace.hear(decodes, all - decodes, begin.elapsed().as_secs_f64());
         }
         self.stats.steps += 1;
         let mut first = 0;
