@@ -119,13 +119,7 @@ impl Engine {
             return Err(gdn_model::Error::Token { index, vocab, got }.into());
         }
         request.sampling.validate()?;
-        let outside = |(token, _): &&(u32, f32)| *token as usize >= vocab;
-        if let Some(&(token, _)) = request.sampling.logit_bias.iter().find(outside) {
-            let (name, got) = ("logit_bias", token.to_string());
-            let expected = format!("tokens below {vocab}");
-            return Err(gdn_model::Error::Sampling { name, expected, got }.into());
-        }
-        Ok(())
+        Ok(request.sampling.validate_tokens(vocab)?)
     }
 
     /// What it does right now.

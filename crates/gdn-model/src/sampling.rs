@@ -66,14 +66,7 @@ impl Sampler {
             let expected = "at least one token that is possible";
             return Err(Error::Logits { index: 0, expected, got: f32::NEG_INFINITY });
         }
-        let outside = |(token, _): &&(u32, f32)| *token as usize >= vocab;
-        if let Some(&(token, _)) = self.params.logit_bias.iter().find(outside) {
-            return Err(Error::Sampling {
-                name: "logit_bias",
-                expected: format!("tokens below {vocab}"),
-                got: token.to_string(),
-            });
-        }
+        self.params.validate_tokens(vocab)?;
         if history.len() < self.prompt_len {
             return Err(Error::Sampling {
                 name: "history",

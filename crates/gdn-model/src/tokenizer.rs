@@ -67,6 +67,17 @@ impl Tokenizer {
         self.inner.token_to_id(text)
     }
 
+    /// The bytes of a token, which may be part of a character. `None` of one that the
+    /// vocabulary has not.
+    pub fn token_bytes(&self, token: u32) -> Option<Vec<u8>> {
+        self.inner.id_to_token(token).map(|text| stream::bytes(&text))
+    }
+
+    /// All tokens are below this.
+    pub fn token_limit(&self) -> u32 {
+        self.inner.get_vocab(true).into_values().max().map_or(0, |last| last + 1)
+    }
+
     /// Whether a token is a special one, such as `<|im_end|>`.
     pub fn is_special(&self, token: u32) -> bool {
         let added = self.inner.get_added_vocabulary();

@@ -168,7 +168,7 @@ mod tests {
         let folder = "../gdn-model/tests/fixtures/qwen3_5_trained";
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
         let tokenizer = Tokenizer::load(&folder).unwrap();
-        let vocabulary = Vocabulary::load(&folder, &tokenizer).unwrap();
+        let vocabulary = Vocabulary::new(&tokenizer);
         let eos = tokenizer.token_id("<|im_end|>").unwrap();
         let grammars = Grammars::new(&vocabulary, &[eos]).unwrap();
         Bench { tokenizer, grammars, eos, vocab: 2048 }

@@ -29,7 +29,7 @@ impl ModelText {
             template => Some(template?),
         };
         let tokenizer = Tokenizer::load(folder)?;
-        let vocabulary = Vocabulary::load(folder, &tokenizer)?;
+        let vocabulary = Vocabulary::new(&tokenizer);
         Ok(Self { tokenizer, vocabulary, template, generation: GenerationConfig::read(folder)? })
     }
 

@@ -1,9 +1,8 @@
 //! The bytes of every token.
 
-use std::{collections::HashMap, fmt, fs, path::Path, sync::Arc};
+use std::{fmt, sync::Arc};
 
-use gdn_model::{Error, Tokenizer};
-use serde::Deserialize;
+use gdn_model::Tokenizer;
 use toktrie::{TokRxInfo, TokTrie, TokenizerEnv};
 
 /// The bytes of every token, which a text of tokens one by one does not show: a
@@ -16,52 +15,17 @@ struct Inner {
     trie: TokTrie,
 }
 
-#[derive(Deserialize)]
-struct File {
-    #[serde(default)]
-    added_tokens: Vec<Added>,
-    model: Model,
-}
-
-#[derive(Deserialize)]
-struct Added {
-    id: u32,
-    content: String,
-    #[serde(default)]
-    special: bool,
-}
-
-#[derive(Deserialize)]
-struct Model {
-    vocab: HashMap<String, u32>,
-}
-
 impl Vocabulary {
-    pub(crate) fn load(folder: &Path, tokenizer: &Tokenizer) -> gdn_model::Result<Self> {
-        let path = folder.join("tokenizer.json");
-        let text =
-            fs::read_to_string(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
-        let file: File =
-            serde_json::from_str(&text).map_err(|source| Error::Json { path, source })?;
-        Ok(Self::new(&file, tokenizer))
-    }
-
-    fn new(file: &File, tokenizer: &Tokenizer) -> Self {
-        let ids = file.model.vocab.values().copied();
-        let last = ids.chain(file.added_tokens.iter().map(|added| added.id)).max();
-        let mut words = vec![Vec::new(); last.map_or(0, |last| last as usize + 1)];
-        let bytes = stand_ins();
-        for (text, &id) in &file.model.vocab {
-            words[id as usize] = text.chars().filter_map(|c| bytes.get(&c).copied()).collect();
-        }
-        for Added { id, content, special } in &file.added_tokens {
-            let word = &mut words[*id as usize];
-            word.clear();
-            if *special {
+    pub(crate) fn new(tokenizer: &Tokenizer) -> Self {
+        let word = |token| {
+            let mut word = Vec::new();
+            if tokenizer.is_special(token) {
                 word.push(TokTrie::SPECIAL_TOKEN_MARKER);
             }
-            word.extend(content.bytes());
-        }
+            word.extend(tokenizer.token_bytes(token).unwrap_or_default());
+            word
+        };
+        let words: Vec<_> = (0..tokenizer.token_limit()).map(word).collect();
         // Which token ends an answer is for those who ask: there may be several.
         let info = TokRxInfo::new(words.len() as u32, 0);
         let trie = TokTrie::from(&info, &words);
@@ -122,18 +86,10 @@ impl TokenizerEnv for Environment {
     }
 }
 
-/// The characters that stand for bytes in byte-level vocabularies: printable ones of
-/// Latin-1 for themselves, those moved behind it for the rest, in order.
-fn stand_ins() -> HashMap<char, u8> {
-    let is_itself = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
-    let moved = (0..=u8::MAX).filter(|byte| !is_itself(byte));
-    let moved = ('\u{100}'..).zip(moved);
-    let itself = (0..=u8::MAX).filter(is_itself).map(|byte| (char::from(byte), byte));
-    itself.chain(moved).collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -141,7 +97,7 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("../gdn-model/tests/fixtures/qwen3_5_trained");
         let tokenizer = Tokenizer::load(&folder).unwrap();
-        let vocabulary = Vocabulary::load(&folder, &tokenizer).unwrap();
+        let vocabulary = Vocabulary::new(&tokenizer);
         let text = "What is 4 + 5?\n\n héé 🙂 <think>\n</think>\u{7f}\u{a0}<|im_end|>";
         let tokens = tokenizer.encode(text).unwrap();
         let bytes: Vec<u8> =

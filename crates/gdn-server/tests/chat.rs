@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Server, joined, start, with};
+use common::{Server, joined, start, sum_form, with};
 use serde_json::{Value, json};
 
 const PATH: &str = "/v1/chat/completions";
@@ -176,14 +176,7 @@ async fn tools_are_called_where_they_must_be() {
 #[tokio::test]
 async fn a_form_holds_behind_thoughts() {
     let server = start().await;
-    let schema = json!({
-        "type": "object",
-        "properties": { "sum": { "type": "integer", "minimum": 0, "maximum": 18 } },
-        "required": ["sum"],
-        "additionalProperties": false,
-    });
-    let format = json!({ "type": "json_schema", "json_schema": { "name": "x", "schema": schema } });
-    let asked = json!({ "response_format": format, "max_tokens": 200 });
+    let asked = json!({ "response_format": sum_form(), "max_tokens": 200 });
     let closed = with(&with(&body(), asked.clone()), no_thinking());
     let open = with(&with(&body(), asked), stop_thinking(&server).await);
     for body in [closed, open] {

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{PROMPT, joined, start, with};
+use common::{PROMPT, joined, start, sum_form, with};
 use serde_json::{Value, json};
 
 const PATH: &str = "/v1/completions";
@@ -176,14 +176,7 @@ async fn answers_end_where_they_are_told() {
 #[tokio::test]
 async fn answers_have_the_form_that_is_asked_for() {
     let server = start().await;
-    let schema = json!({
-        "type": "object",
-        "properties": { "sum": { "type": "integer", "minimum": 0, "maximum": 18 } },
-        "required": ["sum"],
-        "additionalProperties": false,
-    });
-    let format = json!({ "type": "json_schema", "json_schema": { "name": "x", "schema": schema } });
-    let asked = with(&body(), json!({ "response_format": format, "max_tokens": 200 }));
+    let asked = with(&body(), json!({ "response_format": sum_form(), "max_tokens": 200 }));
     let answer = server.post(PATH, &asked).await;
     let value: Value = serde_json::from_str(text(&answer)).unwrap();
     assert!(value["sum"].as_u64().unwrap() <= 18, "{value}");

@@ -101,6 +101,18 @@ impl SamplingParams {
         Ok(())
     }
 
+    /// Checks that every biased token is one of `vocab`.
+    ///
+    /// # Errors
+    /// [`Error::Sampling`].
+    pub fn validate_tokens(&self, vocab: usize) -> Result<()> {
+        let outside = |(token, _): &&(u32, f32)| *token as usize >= vocab;
+        match self.logit_bias.iter().find(outside) {
+            Some(token) => check("logit_bias", false, &format!("tokens below {vocab}"), &token.0),
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn penalises(&self) -> bool {
         self.repetition_penalty != 1.0
             || self.presence_penalty != 0.0

@@ -37,6 +37,13 @@ static BYTES: LazyLock<[Option<u8>; STAND_INS]> = LazyLock::new(|| {
     bytes
 });
 
+/// The bytes of a token by its text in a byte-level vocabulary.
+pub(super) fn bytes(text: &str) -> Vec<u8> {
+    let bytes: Option<_> = text.chars().map(|c| BYTES.get(c as usize).copied().flatten()).collect();
+    // Else an added token, which is in plain text.
+    bytes.unwrap_or_else(|| text.as_bytes().to_vec())
+}
+
 impl TextStream {
     pub(super) fn new(tokenizer: Tokenizer) -> Self {
         Self { tokenizer, skip_special: false, pending: Vec::new() }
@@ -53,8 +60,7 @@ impl TextStream {
     /// # Errors
     /// [`Error::Tokenizer`] if the file's tokens are not of bytes.
     pub fn push(&mut self, token: u32) -> Result<Option<String>> {
-        let inner = &self.tokenizer.inner;
-        if !matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
+        if !matches!(self.tokenizer.inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
             let reason = "decoder: expected ByteLevel, got another; decode all tokens at once";
             let path = self.tokenizer.path.clone();
             return Err(Error::Tokenizer { path, reason: reason.to_owned() });
@@ -62,19 +68,8 @@ impl TextStream {
         if self.skip_special && self.tokenizer.is_special(token) {
             return Ok(None);
         }
-        let Some(text) = inner.id_to_token(token) else { return Ok(None) };
-        let start = self.pending.len();
-        for c in text.chars() {
-            match BYTES.get(c as usize).copied().flatten() {
-                Some(byte) => self.pending.push(byte),
-                None => {
-                    // An added token, which is in plain text.
-                    self.pending.truncate(start);
-                    self.pending.extend(text.bytes());
-                    break;
-                }
-            }
-        }
+        let Some(bytes) = self.tokenizer.token_bytes(token) else { return Ok(None) };
+        self.pending.extend(bytes);
         Ok(self.complete())
     }
 

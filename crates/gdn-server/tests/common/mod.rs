@@ -155,6 +155,17 @@ pub(crate) async fn error(response: Response) -> (u16, String, Value, Value) {
     (status, message, error["param"].clone(), error["code"].clone())
 }
 
+/// A response format: an object with a sum from 0 to 18.
+pub(crate) fn sum_form() -> Value {
+    let schema = json!({
+        "type": "object",
+        "properties": { "sum": { "type": "integer", "minimum": 0, "maximum": 18 } },
+        "required": ["sum"],
+        "additionalProperties": false,
+    });
+    json!({ "type": "json_schema", "json_schema": { "name": "x", "schema": schema } })
+}
+
 /// An object with more fields, or others.
 pub(crate) fn with(body: &Value, more: Value) -> Value {
     let mut body = body.clone();
