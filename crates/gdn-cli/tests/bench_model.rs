@@ -59,6 +59,38 @@ fn a_model_is_timed_beside_its_floor() {
 }
 
 #[test]
+fn prompts_run_beside_a_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("model.json");
+    gdn()
+        .args(["--batch-sizes", "1,3", "--steps", "4", "--context", "5", "--prompt-lens", "5"])
+        // The second fills a page, and does not fit beside three answers in 512 tokens.
+        .args(["--prompt-pieces", "7,511", "--profile", "--repeats", "1", "--model"])
+        .arg(tiny("qwen3_5_moe"))
+        .arg("--json")
+        .arg(&json)
+        .assert()
+        .success()
+        .stdout(contains(" +7 ").and(contains(" +511 ")).and(contains("x\n")));
+    let report: Value = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
+    for row in report["decode"].as_array().unwrap() {
+        let mixed = row["mixed"].as_array().unwrap();
+        assert_eq!(
+            mixed.iter().map(|row| row["piece"].as_u64().unwrap()).collect::<Vec<_>>(),
+            [7, 511]
+        );
+        for mixed in mixed {
+            let number = |field: &str| mixed[field].as_f64().unwrap();
+            let stretch = number("median_ms") / row["median_ms"].as_f64().unwrap();
+            assert!((number("stretch") / stretch - 1.0).abs() < 1e-9);
+            assert_eq!(mixed["operators"].as_array().unwrap().len(), 8);
+        }
+        // So many tokens more take their time, or they did not run.
+        assert!(mixed[1]["stretch"].as_f64() > Some(2.0));
+    }
+}
+
+#[test]
 fn bad_usage_is_named() {
     let fails = |args: &[&str], says: &str| {
         gdn().args(args).assert().code(2).stderr(contains(says.to_owned()));
@@ -66,6 +98,7 @@ fn bad_usage_is_named() {
     fails(&["--preset", "qwen9"], "qwen3.5-35b-a3b");
     fails(&["--load-format", "dummy"], "--model");
     fails(&["--batch-sizes", "0"], "--batch-sizes");
+    fails(&["--prompt-pieces", "0"], "--prompt-pieces");
     fails(&["--prefill", "sideways"], "expected recurrent or chunked");
     fails(&["--device", "1"], "--backend cuda");
     gdn().args(["--model", "/nowhere"]).assert().code(1).stderr(contains("config.json"));

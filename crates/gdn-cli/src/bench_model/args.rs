@@ -28,6 +28,9 @@ use crate::{
 ///   floor ms  that over the rate at which memory was seen to move right before:
 ///             reading on the CPU, copying (both ways counted) on a GPU
 ///   of floor  floor over median
+///
+/// With --prompt-pieces, a line below each batch for every piece: the same steps with so
+/// many tokens of a prompt beside the batch, and how many times as long they take.
 #[derive(Args, Debug)]
 #[command(
     verbatim_doc_comment,
@@ -73,6 +76,10 @@ pub(crate) struct BenchModelArgs {
     #[arg(long, value_name = "TOKENS,..", value_delimiter = ',', value_parser = at_least_one(),
           default_value = "128,512")]
     pub(crate) prompt_lens: Vec<usize>,
+
+    /// Tokens of a prompt beside each decode step, a line below every batch each
+    #[arg(long, value_name = "TOKENS,..", value_delimiter = ',', value_parser = at_least_one())]
+    pub(crate) prompt_pieces: Vec<usize>,
 
     /// How often each prompt is run; the median counts
     #[arg(long, value_parser = at_least_one(), default_value = "5")]

@@ -29,6 +29,19 @@ pub(super) struct DecodeRow {
     pub(super) floor_ms: f64,
     /// Milliseconds of each kind of operator alone, if asked for.
     pub(super) operators: Vec<OperatorMs>,
+    /// The same batch with a piece of a prompt beside it.
+    pub(super) mixed: Vec<MixedRow>,
+}
+
+/// Decode of a batch, and a prompt's first tokens in the same step.
+#[derive(Debug, Serialize)]
+pub(super) struct MixedRow {
+    pub(super) piece: usize,
+    pub(super) median_ms: f64,
+    pub(super) p99_ms: f64,
+    /// How many times as long as without the piece.
+    pub(super) stretch: f64,
+    pub(super) operators: Vec<OperatorMs>,
 }
 
 #[derive(Debug, Serialize)]
@@ -72,10 +85,10 @@ pub(super) fn decode(
         sequences.push(sequence);
     }
     for _ in 0..WARM_UP {
-        step(model, &mut sequences, &mut tokens)?;
+        step(model, &mut sequences, &mut tokens, &[])?;
     }
     let memory = yardstick.bytes_per_s()?;
-    let mut times = timed(model, args.steps, &mut sequences, &mut tokens)?;
+    let mut times = timed(model, args.steps, &mut sequences, &mut tokens, &[])?;
     let median = quantile(&mut times, 0.5);
     // Half of the steps have fewer tokens behind them.
     let context = args.context + WARM_UP + args.steps / 2;
@@ -89,7 +102,36 @@ pub(super) fn decode(
         memory_gb_per_s: memory / 1e9,
         floor_ms: 1e3 * bytes / memory,
         operators: match args.profile {
-            true => profile(model, &mut sequences, &tokens)?,
+            true => profile(model, &mut sequences, &tokens, &[])?,
+            false => Vec::new(),
+        },
+        mixed: args
+            .prompt_pieces
+            .iter()
+            .map(|&piece| mixed(model, args, piece, median, &mut sequences, &mut tokens))
+            .collect::<Result<_, _>>()?,
+    })
+}
+
+fn mixed(
+    model: &mut Model,
+    args: &BenchModelArgs,
+    piece: usize,
+    decode_s: f64,
+    sequences: &mut [Sequence],
+    tokens: &mut Vec<u32>,
+) -> anyhow::Result<MixedRow> {
+    let piece = prompt(model, args, usize::MAX, piece);
+    timed(model, WARM_UP, sequences, tokens, &piece)?;
+    let mut times = timed(model, args.steps, sequences, tokens, &piece)?;
+    let median = quantile(&mut times, 0.5);
+    Ok(MixedRow {
+        piece: piece.len(),
+        median_ms: 1e3 * median,
+        p99_ms: 1e3 * quantile(&mut times, 0.99),
+        stretch: median / decode_s,
+        operators: match args.profile {
+            true => profile(model, sequences, tokens, &piece)?,
             false => Vec::new(),
         },
     })
@@ -101,12 +143,11 @@ fn timed(
     steps: usize,
     sequences: &mut [Sequence],
     tokens: &mut Vec<u32>,
+    piece: &[u32],
 ) -> anyhow::Result<Vec<f64>> {
     let mut times = Vec::new();
     for _ in 0..steps {
-        let begin = Instant::now();
-        step(model, sequences, tokens)?;
-        times.push(begin.elapsed().as_secs_f64());
+        times.push(step(model, sequences, tokens, piece)?);
     }
     Ok(times)
 }
@@ -115,6 +156,7 @@ fn profile(
     model: &mut Model,
     sequences: &mut [Sequence],
     tokens: &[u32],
+    piece: &[u32],
 ) -> anyhow::Result<Vec<OperatorMs>> {
     let mut operators = Vec::new();
     for operator in Operator::ALL {
@@ -122,7 +164,7 @@ fn profile(
         // Always the same tokens: those that come out mean nothing.
         let mut times = Vec::new();
         for round in 0..WARM_UP + PROFILED {
-            let time = timed(model, 1, sequences, &mut tokens.to_vec())?;
+            let time = timed(model, 1, sequences, &mut tokens.to_vec(), piece)?;
             times.extend((round >= WARM_UP).then_some(time).into_iter().flatten());
         }
         let ms = 1e3 * quantile(&mut times, 0.5);
@@ -135,12 +177,18 @@ fn profile(
 /// Steps of each operator in a profile.
 const PROFILED: usize = 9;
 
-/// One token of each sequence; those that follow replace them.
+/// One token of each sequence, and the first of a new one, if there is a `piece`; tokens that
+/// follow replace them. The seconds that took.
 fn step(
     model: &mut Model,
     sequences: &mut [Sequence],
     tokens: &mut Vec<u32>,
-) -> anyhow::Result<()> {
+    piece: &[u32],
+) -> anyhow::Result<f64> {
+    let mut prompt = match piece.is_empty() {
+        true => None,
+        false => Some(model.sequence()?),
+    };
     let turns = sequences.iter_mut().zip(&*tokens);
     let mut turns: Vec<_> = turns
         .map(|(sequence, token)| Turn {
@@ -149,9 +197,16 @@ fn step(
             logits: Logits::Last,
         })
         .collect();
+    turns.extend(prompt.as_mut().map(|sequence| Turn {
+        sequence,
+        tokens: piece,
+        logits: Logits::Nothing,
+    }));
+    let begin = Instant::now();
     let next = model.step_tokens(&mut turns, &[])?;
+    let seconds = begin.elapsed().as_secs_f64();
     *tokens = next;
-    Ok(())
+    Ok(seconds)
 }
 
 /// Random tokens, others each round.

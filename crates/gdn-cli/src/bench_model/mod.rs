@@ -56,6 +56,12 @@ pub(crate) fn run(args: &BenchModelArgs, out: &mut impl Write) -> anyhow::Result
         for operator in &row.operators {
             writeln!(out, "{}", table::operator_line(operator))?;
         }
+        for mixed in &row.mixed {
+            writeln!(out, "{}", table::mixed_line(mixed))?;
+            for operator in &mixed.operators {
+                writeln!(out, "{}", table::operator_line(operator))?;
+            }
+        }
         decode.push(row);
     }
     if let Some(file) = plot {
@@ -85,15 +91,18 @@ fn load(args: &BenchModelArgs) -> anyhow::Result<Model> {
     let sequences = args.batch_sizes.iter().copied().max().unwrap_or(1);
     // A prompt, the steps, and a page that is not full.
     let profile = if args.profile { 256 } else { 0 };
-    let tokens = sequences * (args.context + args.steps + WARM_UP + profile + 64);
+    let steps = (args.steps + WARM_UP + profile) * (1 + args.prompt_pieces.len());
+    let tokens = sequences * (args.context + steps + 64);
+    let piece = args.prompt_pieces.iter().copied().max().unwrap_or(0);
     let longest = args.prompt_lens.iter().copied().max().unwrap_or(0);
-    let options = args
+    let mut options = args
         .backend
         .options()
-        .sequences(sequences)
-        .tokens(tokens.max(longest + 64))
+        .sequences(sequences + usize::from(piece > 0))
+        .tokens((tokens + piece.next_multiple_of(64)).max(longest + 64))
         .decode(args.path)
         .prefill(args.prefill);
+    options.batch_tokens = options.batch_tokens.max(sequences + piece);
     let bar = progress_bar("loading", "layer", config.layers.len());
     let progress = &mut |layers| bar.set_position(layers as u64);
     let model = Model::new(config, &mut checkpoint, &options, progress);
@@ -104,7 +113,6 @@ fn load(args: &BenchModelArgs) -> anyhow::Result<Model> {
 /// Decode steps before those that are timed: a GPU runs a step, then records it.
 const WARM_UP: usize = 4;
 
-/// Counts layers that are loaded, on a terminal.
 /// A bar on stderr, where somebody sees it: of `len` things of a kind.
 pub(crate) fn progress_bar(what: &str, kind: &str, len: usize) -> ProgressBar {
     let target = match std::io::stderr().is_terminal() {

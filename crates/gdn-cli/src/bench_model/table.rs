@@ -4,7 +4,7 @@ use gdn_model::Config;
 
 use super::{
     BenchModelArgs,
-    measure::{DecodeRow, OperatorMs, PrefillRow},
+    measure::{DecodeRow, MixedRow, OperatorMs, PrefillRow},
 };
 
 pub(super) const PREFILL_HEAD: &str = "prompt  prefill ms     tok/s";
@@ -29,6 +29,11 @@ pub(super) fn decode_line(row: &DecodeRow) -> String {
         "{batch:>5}  {median_ms:>8.3}  {p99_ms:>8.3}  {tokens_per_s:>8.1}  {gb:>8.2}  \
          {floor_ms:>8.3}  {share:>7.0}%"
     )
+}
+
+pub(super) fn mixed_line(row: &MixedRow) -> String {
+    let MixedRow { piece, median_ms, p99_ms, stretch, .. } = row;
+    format!("{:>5}  {median_ms:>8.3}  {p99_ms:>8.3}  {stretch:>7.2}x", format!("+{piece}"))
 }
 
 pub(super) fn operator_line(row: &OperatorMs) -> String {
