@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Milliseconds of a call by the GPU's clock, the median of 20, with nothing of it
-//! in the L2. A call uploads its sequences' lengths and waits for that, so some
-//! microseconds of each are the host's.
+//! in the L2. A kernel's launch costs the host some microseconds, which short
+//! prompts wait for.
 #![allow(clippy::print_stdout)] // A table is what it is for.
 
 use std::{env, error::Error};

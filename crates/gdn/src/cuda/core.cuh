@@ -28,6 +28,21 @@ DEV bool qk_owner(u32 hv_i, u32 h, u32 hv, u32 flags) {
   return (flags & GDN_TILED) ? hv_i < h : qk_head(hv_i, h, hv, flags) * hv == hv_i * h;
 }
 
+// Moves a slot's ring, whose phase is ph, on by the inputs [t0, t0 + len) of a sequence: those channels
+// that value head hv owns in a decode step. A fresh sequence starts from a ring of zeros. All threads of
+// the CTA; the phase is theirs to move behind their next barrier.
+template <class P> DEV void move_ring(const P& p, const GdnRing& r, u32 kd, u32 vd, i64 slot, u32 hv, u32 ph, i64 t0, i64 len, bool fresh) {
+  const u32 h = qk_head(hv, p.h, p.hv, p.s.flags), n = qk_owner(hv, p.h, p.hv, p.s.flags) ? vd + 2 * kd : vd;
+  const i64 c = 2ll * p.h * kd + (i64)p.hv * vd, keep = len < CONV_W ? len : CONV_W;
+  const act_t* x = reinterpret_cast<const act_t*>(p.x) + t0 * p.x_stride;
+  act_t* ring = reinterpret_cast<act_t*>(r.ring) + slot * r.pitch;
+  for (u32 j = threadIdx.x; j < n; j += blockDim.x) {
+    const u32 ch = j < vd ? 2 * p.h * kd + hv * vd + j : j < vd + kd ? h * kd + (j - vd) : (p.h + h) * kd + (j - vd - kd);
+    for (u32 i = 0; i < CONV_W && fresh; i++) ring[i * c + ch] = Num<act_t>::of(0.f);
+    for (i64 i = len - keep; i < len; i++) ring[(ph + (u32)i) % CONV_W * c + ch] = x[i * p.x_stride + ch];
+  }
+}
+
 DEV float softplus(float x) { return x > 20.f ? x : log1pf(expf(x)); }
 DEV float sigmoid(float x) { return rcp(1.f + expf(-x)); }
 DEV float silu(float x) { return x * sigmoid(x); }

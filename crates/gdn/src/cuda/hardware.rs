@@ -24,8 +24,8 @@ use crate::{ErrorKind, Place, Result};
 pub(crate) struct Hardware {
     gpu: Gpu,
     stream: Stream,
-    cache: KernelCache,
-    functions: Mutex<HashMap<Kernel, Function>>,
+    cache: Arc<KernelCache>,
+    functions: Arc<Mutex<HashMap<Kernel, Function>>>,
     staging: Mutex<Staging>,
 }
 
@@ -70,8 +70,8 @@ impl Hardware {
             shared_bytes: info.max_block_shared_bytes,
             memory_gb_s: (info.peak_bytes_per_second().unwrap_or(0.0) / 1e9) as u32,
         };
-        let cache = KernelCache::new(stream.device());
-        Self { gpu, stream, cache, functions: Mutex::default(), staging: Mutex::default() }
+        let cache = Arc::new(KernelCache::new(stream.device()));
+        Self { gpu, stream, cache, functions: Arc::default(), staging: Mutex::default() }
     }
 
     /// The kernel, compiled and loaded at its first use.
@@ -213,6 +213,13 @@ impl Runtime for Hardware {
         let function = self.compile(kernel)?;
         let (gpu, stream) = (self.gpu.clone(), self.stream.clone());
         Ok(Arc::new(OnStream { function, gpu, stream }))
+    }
+
+    fn beside(&self) -> Result<Option<Arc<dyn Runtime>>> {
+        let stream = Stream::new(self.stream.device()).map_err(|e| self.refused(e))?;
+        let (gpu, cache, functions) =
+            (self.gpu.clone(), self.cache.clone(), self.functions.clone());
+        Ok(Some(Arc::new(Self { gpu, stream, cache, functions, staging: Mutex::default() })))
     }
 
     fn stream(&self) -> Option<&Stream> {

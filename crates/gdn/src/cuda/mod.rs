@@ -39,7 +39,7 @@ use crate::{
     ops::{
         self, ConvUpdate, Decode, GatedNorm, LayerStep, Prefill, PrefillForm, checks::BatchCheck,
         conv::cuda::Ring, norm::cuda::Norm, packed::cuda::Recurrence, prefill::chunked,
-        prefill::cuda::Tokens,
+        prefill::cuda::LastTokens,
     },
     slots::SlotChecker,
     views::{Data, DataMut},
@@ -49,7 +49,8 @@ use crate::{
 ///
 /// Calls enqueue work on one stream and return at once, unless a tensor lies on
 /// the host. After [`prepare`](Self::prepare), or the first call of its kind, a
-/// call allocates nothing and can be captured in a graph.
+/// call allocates nothing and can be captured in a graph; [`Backend::prefill`]
+/// cannot, as it uploads the lengths of its sequences when they change.
 ///
 /// ```no_run
 /// # use gdn::{Cuda, DType, Layer, LayerSpec, PoolOptions};
@@ -67,6 +68,7 @@ pub struct Cuda {
     weights: WeightCache,
     workspace: Workspace,
     staged: Vec<Buffer>,
+    tokens: LastTokens,
     checker: SlotChecker,
     /// The sticky word that a kernel sets when it meets a bad slot.
     error: Block,
@@ -119,6 +121,18 @@ impl Cuda {
         Ok(Self { stream: Some(stream.clone()), ..Self::on_runtime(runtime)? })
     }
 
+    /// Another one on this GPU, with the kernels that are loaded and a stream of its
+    /// own: what it runs goes on beside what this one does, unless events order them.
+    /// `None` on a runtime without streams.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`] if the GPU refuses.
+    pub fn beside(&self) -> Result<Option<Self>> {
+        let Some(runtime) = self.runtime.beside()? else { return Ok(None) };
+        let stream = runtime.stream().cloned();
+        Ok(Some(Self { stream, ..Self::on_runtime(runtime)? }))
+    }
+
     /// On another runtime, for tests.
     #[doc(hidden)]
     pub fn on_runtime(runtime: Arc<dyn Runtime>) -> Result<Self> {
@@ -129,6 +143,7 @@ impl Cuda {
             weights: WeightCache::default(),
             workspace: Workspace::default(),
             staged: Vec::new(),
+            tokens: LastTokens::default(),
             checker: SlotChecker::default(),
             error,
             slots: 0,
@@ -497,8 +512,8 @@ impl Backend for Cuda {
             return Ok(());
         }
         let dtypes = [mixed_qkv.dtype(), state.recurrent.dtype()];
+        let tokens = self.tokens.get(&self.runtime, lengths)?;
         let mut call = self.call(layer, dtypes, slots, Some(state.recurrent.slots()))?;
-        let tokens = Tokens::new(&mut call.stage, lengths)?;
         let ring = call.ring(state.conv)?;
         let z = call.stage.rows(&z)?;
         let recurrence = call.recurrence([&mixed_qkv, &a, &b], state.recurrent, out)?;

@@ -162,7 +162,7 @@ struct GdnChunks {
   u32 pad;
 };
 
-// conv over whole sequences, in chunks; gdn_prefill_ring then moves the ring on.
+// conv over whole sequences, in chunks; gdn_chunk_state then moves the ring on.
 struct ChunkConvParams {
   ConvParams c;         // rows are tokens; c.y is not used; c.s.slots has one entry per sequence, c.s.b = sequences
   GdnChunks chunks;
@@ -170,7 +170,8 @@ struct ChunkConvParams {
 
 // recurrence over whole sequences, in chunks.
 struct ChunkParams {
-  PackedParams p;       // rows are tokens; p.x is not used; p.out is f32; p.s.slots as above
+  PackedParams p;       // rows are tokens; p.x is raw mixed_qkv; p.out is f32; p.s.slots as above
+  GdnRing r;
   GdnChunks chunks;
   float* work;          // [chunks, hv, GDN_CHUNK_WORK], from gdn_chunk_prepare to gdn_chunk_state
   u32 groups;           // CTAs of gdn_chunk_prepare that share the value heads of a q/k head

@@ -65,5 +65,5 @@ params! {
     /// `gdn_chunk_conv`.
     ChunkConv { c: Conv, chunks: Chunks, }
     /// `gdn_chunk_prepare`, `gdn_chunk_state`.
-    Chunk { p: Packed, chunks: Chunks, work: u64, groups: u32, pad: u32, }
+    Chunk { p: Packed, r: Ring, chunks: Chunks, work: u64, groups: u32, pad: u32, }
 }

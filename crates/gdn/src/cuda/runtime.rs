@@ -95,6 +95,14 @@ pub trait Runtime: fmt::Debug + Send + Sync {
     /// compiler, [`ErrorKind::Device`](crate::ErrorKind::Device) if it refuses.
     fn load(&self, kernel: &KernelText<'_>) -> Result<Arc<dyn Loaded>>;
 
+    /// Another queue of the same GPU, with the kernels that are loaded; `None` for tests.
+    ///
+    /// # Errors
+    /// If the GPU refuses.
+    fn beside(&self) -> Result<Option<Arc<dyn Runtime>>> {
+        Ok(None)
+    }
+
     /// The queue, to copy without waiting and to capture graphs; `None` for tests.
     fn stream(&self) -> Option<&Stream>;
 

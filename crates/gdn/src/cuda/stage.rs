@@ -138,8 +138,7 @@ impl<'s, 'a> Stage<'s, 'a> {
         }
     }
 
-    /// Integers that every call computes anew.
-    pub(crate) fn upload(&mut self, bytes: &[u8]) -> Result<u64> {
+    fn upload(&mut self, bytes: &[u8]) -> Result<u64> {
         if self.buffers.len() == self.used {
             self.buffers.push(Buffer::default());
         }

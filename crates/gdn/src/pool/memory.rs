@@ -58,6 +58,14 @@ impl Memory {
         self.dtype
     }
 
+    /// Where it starts on its GPU; `None` on the host.
+    pub(crate) fn address(&self) -> Option<u64> {
+        match &self.store {
+            Store::Host(_) => None,
+            Store::Device(block) => Some(block.address()),
+        }
+    }
+
     /// All elements; `None` where they are on a GPU.
     pub(crate) fn slice(&self) -> Option<Slice<'_>> {
         let Store::Host(map) = &self.store else { return None };

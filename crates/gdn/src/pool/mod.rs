@@ -207,6 +207,31 @@ impl StatePool {
         Ok(())
     }
 
+    /// Where the parts of a slot lie on the pool's GPU, and their bytes: the recurrent
+    /// state, the ring, its positions. `None` in host memory.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Value`] for a slot outside the pool.
+    #[doc(hidden)]
+    pub fn slot_parts(&mut self, slot: i32) -> Result<Option<[(u64, usize); 3]>> {
+        let slot = self.slot("slot", slot)?;
+        let Positions::Device(phase) = &self.phase else { return Ok(None) };
+        let part = |address: u64, pitch: usize, len: usize, size: usize| {
+            (address + (slot * pitch * size) as u64, len * size)
+        };
+        let parts = [
+            (&self.recurrent, self.recurrent_pitch, self.spec.state_len()),
+            (&self.conv, self.conv_pitch, self.spec.conv_len()),
+        ];
+        let [recurrent, conv] = parts.map(|(memory, pitch, len)| {
+            memory.address().map(|address| part(address, pitch, len, memory.dtype().size()))
+        });
+        let heads = self.spec.v_heads();
+        Ok(recurrent.zip(conv).map(|(recurrent, conv)| {
+            [recurrent, conv, part(phase.address(), heads, heads, size_of::<u32>())]
+        }))
+    }
+
     /// The states of all slots, for an operator to update.
     pub fn state_mut(&mut self) -> StateMut<'_> {
         // Laid out by `new`, so nothing is left to check.

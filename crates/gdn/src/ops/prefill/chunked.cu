@@ -1,7 +1,8 @@
 // Whole sequences in chunks of 64 tokens, as matrix products on tensor cores. K = V = 128.
 //   gdn_chunk_conv     the conv, and the norms of q and k
 //   gdn_chunk_prepare  of each chunk and value head what does not depend on the state
-//   gdn_chunk_state    the state of each (sequence, value head) from chunk to chunk, and the outputs
+//   gdn_chunk_state    the state of each (sequence, value head) from chunk to chunk, and the outputs;
+//                      the ring, which the conv is done with
 // notes.md has the formulas.
 #include "core.cuh"
 #include "pieces.cuh"
@@ -51,6 +52,8 @@ template <int COLS, int THREADS, class T> DEV void copy_rows(T* to, int stride, 
 extern "C" __global__ void __launch_bounds__(256) gdn_chunk_conv(const __grid_constant__ ChunkConvParams f) {
   static_assert(K_DIM == 128 && V_DIM == 128, "a lane has four channels");
   const ConvParams& p = f.c;
+  pdl_wait();
+  pdl_trigger();
   const u32 strip = grid_row(), head = blockIdx.x * 8 + threadIdx.x / 32, ch = head * 128 + threadIdx.x % 32 * 4;
   const i64 c = 128ll * (2 * p.h + p.hv);
   if (strip >= f.chunks.count * (CHUNK / STRIP) || head >= 2 * p.h + p.hv) return;
@@ -110,6 +113,8 @@ DEV float kept(float x) { return EXACT ? x : bits_f(tf32(x)); }
 // Grid: (h * groups, y, z), y * z >= chunks; 128 threads. Dynamic shared memory: q and k, [64, QK]
 // each, whose place the squares take later, and 4 * 64 floats.
 extern "C" __global__ void __launch_bounds__(128) gdn_chunk_prepare(const __grid_constant__ ChunkParams f) {
+  pdl_wait();
+  pdl_trigger();
   const PackedParams& p = f.p;
   const u32 index = grid_row();
   if (index >= f.chunks.count) return;
@@ -356,9 +361,10 @@ extern "C" __global__ void __launch_bounds__(WARPS * SPLIT * 32) gdn_chunk_state
   static_assert(PARTS * 16 * WARPS == V_DIM && K_DIM % 32 == 0 && STAGES >= SPLIT, "tile does not fit");
   const PackedParams& p = f.p;
   const u32 seq = grid_row();
-  if (seq >= p.s.b) return;
-  const i64 slot = slot_of(p.s, seq), t0 = f.chunks.cu[seq], tokens = f.chunks.cu[seq + 1] - t0;
-  if (slot < 0 || tokens <= 0) return;
+  const bool some = seq < p.s.b;
+  const i64 slot = some ? slot_of(p.s, seq) : -1, t0 = some ? f.chunks.cu[seq] : 0, tokens = some ? f.chunks.cu[seq + 1] - t0 : 0;
+  // What runs behind this kernel counts on what ran before it.
+  if (slot < 0 || tokens <= 0) return pdl_wait();
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32 % WARPS, g = lane >> 2, t = lane & 3;
   const bool has_state = SPLIT == 1 || threadIdx.x < WARPS * 32;
   const u32 hv = blockIdx.x / PARTS, h = qk_head(hv, p.h, p.hv, p.s.flags), first = f.chunks.first[seq];
@@ -405,15 +411,22 @@ extern "C" __global__ void __launch_bounds__(WARPS * SPLIT * 32) gdn_chunk_state
       if (left > 1) { to[v_stride] = o[n][1]; to[v_stride + 8] = o[n][3]; }
     }
   };
-  load(0, true);
-  if (SPLIT == 1) load(0, false);
-  cp_async_commit();
+  // The kernels before, which are gdn_chunk_prepare and gdn_chunk_conv, write no states.
   float s[K_DIM / 8][4];
   if (has_state)
 #pragma unroll
     for (int i = 0; i < K_DIM / 8; i++)
 #pragma unroll
       for (int e = 0; e < 4; e++) s[i][e] = to_f(st[e / 2 * 8 * K_DIM + 8 * i + e % 2]);
+  pdl_wait();
+  pdl_trigger();
+  load(0, true);
+  if (SPLIT == 1) load(0, false);
+  cp_async_commit();
+  const bool moves = blockIdx.x % PARTS == 0;
+  u32* phase = f.r.phase + slot * p.hv + hv;
+  const u32 ph = *phase;
+  if (moves) move_ring(p, f.r, K_DIM, V_DIM, slot, hv, ph, t0, tokens, false);
   for (u32 c = 0; c < chunks + (SPLIT - 1); c++) {
     cp_async_wait<0>();
     __syncthreads();
@@ -492,5 +505,6 @@ extern "C" __global__ void __launch_bounds__(WARPS * SPLIT * 32) gdn_chunk_state
     for (int i = 0; i < K_DIM / 8; i++)
 #pragma unroll
       for (int e = 0; e < 4; e++) st[e / 2 * 8 * K_DIM + 8 * i + e % 2] = Num<state_t>::of(s[i][e]);
+  if (moves && threadIdx.x == 0) *phase = ph + (u32)tokens;
 }
 #endif

@@ -57,22 +57,29 @@ pub(crate) fn launch(
     let aligned = [args.x, ring.entries].iter().all(|t| t.is_aligned(launcher.activations));
     let kernel = |entry, tile, aligned| launcher.kernel(Source::Chunked, entry, tile, aligned);
     let nowhere = Strided { address: 0, stride: 0 };
-    let conv = conv::cuda::params(launcher, args.x, ring, nowhere);
-    let params = params::ChunkConv { c: conv, chunks: parts };
+    let c = conv::cuda::params(launcher, args.x, ring, nowhere);
     let warps = 2 * heads + spec.v_heads();
-    let geometry = Geometry::rows(warps.div_ceil(8), chunks * (CHUNK / STRIP), 256);
-    launcher.launch(&kernel("gdn_chunk_conv", ANY, aligned), &geometry, &params)?;
-    super::cuda::move_ring(launcher, tokens, conv)?;
+    // Each kernel waits for the one before it, but for states, which only the last one writes.
+    let geometry = |x, rows, threads| Geometry::rows(x, rows, threads).overlapping(true);
+    launcher.launch(
+        &kernel("gdn_chunk_conv", ANY, aligned),
+        &geometry(warps.div_ceil(8), chunks * (CHUNK / STRIP), 256),
+        &params::ChunkConv { c, chunks: parts },
+    )?;
 
     // The products of a q/k head serve all its value heads, but few CTAs leave a GPU idle.
     let idle = chunks * heads < 4 * launcher.runtime.gpu().multiprocessors as usize;
     let groups = if idle { spec.head_ratio() } else { 1 };
     let shared_bytes = prepare_shared(spec.head_k(), launcher.activations) as u32;
-    let geometry = Geometry { shared_bytes, ..Geometry::rows(heads * groups, chunks, 128) };
-    let p = Recurrence { x: nowhere, out: o, ..args }.params(launcher);
-    let params = params::Chunk { p, chunks: parts, work, groups: groups as u32, pad: 0 };
+    let geometry = Geometry { shared_bytes, ..geometry(heads * groups, chunks, 128) };
+    let p = Recurrence { out: o, ..args }.params(launcher);
+    let params = params::Chunk { p, r: c.r, chunks: parts, work, groups: groups as u32, pad: 0 };
     launcher.launch(&kernel("gdn_chunk_prepare", ANY, true), &geometry, &params)?;
     let (tile, geometry) = launcher.tile(Tiled::Chunked, true);
-    launcher.launch(&kernel("gdn_chunk_state", tile, true), &geometry, &params)?;
+    launcher.launch(
+        &kernel("gdn_chunk_state", tile, true),
+        &geometry.overlapping(true),
+        &params,
+    )?;
     norm(launcher, tokens, o, z, args.out)
 }

@@ -8,7 +8,7 @@ use crate::{
         launch::{Launcher, Strided},
         params,
         runtime::Runtime,
-        stage::Stage,
+        stage::Buffer,
         tiles::{ANY, CHUNK, Form, Geometry, Tiled},
     },
     ops::{
@@ -19,6 +19,7 @@ use crate::{
 };
 
 /// The tokens of a batch of sequences.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Tokens {
     /// T.
     pub(crate) count: usize,
@@ -28,9 +29,24 @@ pub(crate) struct Tokens {
     pub(crate) chunks: params::Chunks,
 }
 
-impl Tokens {
-    /// Uploads what the kernels look up.
-    pub(crate) fn new(stage: &mut Stage<'_, '_>, lengths: &[usize]) -> Result<Self> {
+/// What the kernels look up of the last call's tokens: all layers of a model take the same.
+#[derive(Debug, Default)]
+pub(crate) struct LastTokens {
+    lengths: Vec<usize>,
+    tokens: Option<Tokens>,
+    buffer: Buffer,
+}
+
+impl LastTokens {
+    /// Uploads what the kernels look up, unless it is there.
+    pub(crate) fn get(&mut self, runtime: &Arc<dyn Runtime>, lengths: &[usize]) -> Result<Tokens> {
+        if let Some(tokens) = self.tokens
+            && self.lengths == lengths
+        {
+            return Ok(tokens);
+        }
+        self.tokens = None;
+        lengths.clone_into(&mut self.lengths);
         let (mut starts, mut first) = (vec![0i32], Vec::with_capacity(lengths.len()));
         let (mut sequences, mut chunks) = (Vec::new(), Vec::new());
         for (sequence, &length) in lengths.iter().enumerate() {
@@ -41,7 +57,10 @@ impl Tokens {
             starts.push(sequences.len() as i32);
         }
         let all = [starts, first, sequences, chunks];
-        let start = stage.upload(bytemuck::cast_slice(&all.concat()))?;
+        let integers = all.concat();
+        let block = self.buffer.get(runtime, size_of_val(&integers[..]))?;
+        block.upload(0, bytemuck::cast_slice(&integers))?;
+        let start = block.address();
         let at = |n: usize| start + 4 * all[..n].iter().map(Vec::len).sum::<usize>() as u64;
         let chunks = params::Chunks {
             cu: at(0),
@@ -52,7 +71,9 @@ impl Tokens {
             count: all[3].len() as u32,
             pad: 0,
         };
-        Ok(Self { count: all[2].len(), sequences: at(2), chunks })
+        let tokens = Tokens { count: all[2].len(), sequences: at(2), chunks };
+        self.tokens = Some(tokens);
+        Ok(tokens)
     }
 }
 
@@ -101,11 +122,7 @@ fn conv_params(tokens: &Tokens, c: params::Conv) -> params::PrefillConv {
 }
 
 /// Behind the convolution, which reads what this overwrites.
-pub(super) fn move_ring(
-    launcher: &Launcher<'_>,
-    tokens: &Tokens,
-    conv: params::Conv,
-) -> Result<()> {
+fn move_ring(launcher: &Launcher<'_>, tokens: &Tokens, conv: params::Conv) -> Result<()> {
     let geometry = Geometry::rows(launcher.spec.v_heads(), launcher.rows, 128);
     let kernel = launcher.kernel(Source::Prefill, "gdn_prefill_ring", ANY, true);
     launcher.launch(&kernel, &geometry, &conv_params(tokens, conv))
@@ -122,5 +139,6 @@ pub(super) fn norm(
     let o = Strided { address: o, stride: launcher.spec.value_len() };
     let owner = tokens.sequences;
     let norm = Norm { rows: tokens.count, o, o_dtype: DType::F32, z, out, owner };
-    norm::cuda::launch(launcher, norm, false)
+    // Neither form's last kernel writes slots.
+    norm::cuda::launch(launcher, norm, true)
 }

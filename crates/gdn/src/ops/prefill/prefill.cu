@@ -177,21 +177,11 @@ extern "C" __global__ void __launch_bounds__(128) gdn_prefill_ring(const __grid_
   const ConvParams& p = f.c;
   const u32 seq = grid_row(), hv = blockIdx.x, kd = p.k, vd = p.v;
   if (seq >= p.s.b) return;
-  const i64 slot = slot_of(p.s, seq), c = 2ll * p.h * kd + (i64)p.hv * vd;
-  if (slot < 0) return;
-  const u32 t0 = f.cu[seq], len = f.cu[seq + 1] - t0, h = qk_head(hv, p.h, p.hv, p.s.flags);
-  if (len == 0) return;
-  const u32 n = qk_owner(hv, p.h, p.hv, p.s.flags) ? vd + 2 * kd : vd, keep = len < CONV_W ? len : CONV_W;
-  const act_t* x = reinterpret_cast<const act_t*>(p.x);
-  act_t* ring = reinterpret_cast<act_t*>(p.r.ring) + slot * p.r.pitch;
+  const i64 slot = slot_of(p.s, seq), t0 = f.cu[seq], len = f.cu[seq + 1] - t0;
+  if (slot < 0 || len <= 0) return;
   u32* phase = p.r.phase + slot * p.hv + hv;
   const u32 ph = *phase;
-  const bool fresh = f.fresh && f.fresh[seq];
-  for (u32 j = threadIdx.x; j < n; j += blockDim.x) {
-    const u32 ch = j < vd ? 2 * p.h * kd + hv * vd + j : j < vd + kd ? h * kd + (j - vd) : (p.h + h) * kd + (j - vd - kd);
-    for (u32 i = 0; i < CONV_W && fresh; i++) ring[i * c + ch] = Num<act_t>::of(0.f);
-    for (u32 i = len - keep; i < len; i++) ring[((ph + i) % CONV_W) * c + ch] = x[(i64)(t0 + i) * p.x_stride + ch];
-  }
+  move_ring(p, p.r, kd, vd, slot, hv, ph, t0, len, f.fresh && f.fresh[seq]);
   __syncthreads();
-  if (threadIdx.x == 0) *phase = ph + len;
+  if (threadIdx.x == 0) *phase = ph + (u32)len;
 }
