@@ -174,10 +174,12 @@ impl Worker {
         }
         let begin = Instant::now();
         let chosen = self.pool.model.step_tokens(&mut turns, &choices)?;
+        let seconds = begin.elapsed().as_secs_f64();
         let decodes = plan.iter().filter(|planned| planned.count == 1).count();
+        let prompts = plan.iter().map(|planned| planned.count).sum::<usize>() - decodes;
+        tracing::trace!(decodes, prompts, seconds, "step");
         if decodes > 0 {
-            let all: usize = plan.iter().map(|planned| planned.count).sum();
-            self.pace.hear(decodes, all - decodes, begin.elapsed().as_secs_f64());
+            self.pace.hear(decodes, prompts, seconds);
         }
         self.stats.steps += 1;
         let mut first = 0;

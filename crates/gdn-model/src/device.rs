@@ -41,6 +41,22 @@ pub(crate) trait Device: Debug + Send {
     /// Copies a page of keys and values over another.
     fn copy_page(&mut self, cache: &mut Self::Cache, from: usize, to: usize) -> Result<()>;
 
+    /// Copies the slot `from` over `to` in these pools, or zeroes `to` if there is none.
+    fn fill_slots(
+        &mut self,
+        pools: &mut [&mut StatePool],
+        from: Option<i32>,
+        to: i32,
+    ) -> Result<()> {
+        for pool in pools {
+            match from {
+                Some(from) => pool.copy(from, to)?,
+                None => pool.clear(to)?,
+            }
+        }
+        Ok(())
+    }
+
     /// A state pool of the layer, and what its first call would upload.
     fn pool(&mut self, layer: &Layer, slots: usize) -> Result<StatePool>;
 

@@ -156,6 +156,16 @@ impl<D: Device> Forward<D> {
     }
 }
 
+impl<D: Device> Forward<D> {
+    fn fill_slots(&mut self, from: Option<i32>, to: i32) -> Result<()> {
+        let pools = self.blocks.iter_mut().filter_map(|block| match &mut block.mixer {
+            Mixer::Gdn { pool, .. } => Some(pool),
+            Mixer::Attention { .. } => None,
+        });
+        self.device.fill_slots(&mut pools.collect::<Vec<_>>(), from, to)
+    }
+}
+
 impl<D: Device> Runs for Forward<D> {
     fn run(&mut self, batch: &mut Batch, mut observe: Option<Observe<'_>>) -> Result<()> {
         let Self { device, embeddings, blocks, norm, head, only } = self;
@@ -249,22 +259,15 @@ impl<D: Device> Runs for Forward<D> {
     }
 
     fn clear(&mut self, slot: i32) -> Result<()> {
-        for block in &mut self.blocks {
-            if let Mixer::Gdn { pool, .. } = &mut block.mixer {
-                pool.clear(slot)?;
-            }
-        }
-        Ok(())
+        self.fill_slots(None, slot)
     }
 
     fn copy(&mut self, [from, to]: [i32; 2], pages: Option<[i32; 2]>) -> Result<()> {
+        self.fill_slots(Some(from), to)?;
+        let Some([from, to]) = pages else { return Ok(()) };
         for block in &mut self.blocks {
-            match (&mut block.mixer, pages) {
-                (Mixer::Gdn { pool, .. }, _) => pool.copy(from, to)?,
-                (Mixer::Attention { cache, .. }, Some([from, to])) => {
-                    self.device.copy_page(cache, from as usize, to as usize)?;
-                }
-                (Mixer::Attention { .. }, None) => {}
+            if let Mixer::Attention { cache, .. } = &mut block.mixer {
+                self.device.copy_page(cache, from as usize, to as usize)?;
             }
         }
         Ok(())

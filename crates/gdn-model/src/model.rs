@@ -237,24 +237,35 @@ impl Model {
         let most = sequences.min(tokens / PAGE);
         let mut batches: Vec<usize> = (1..=most).map(|rows| bucket(rows).min(most)).collect();
         batches.dedup();
-        // Sequences and tokens of each: kernels differ by the rows of a pass, and by its prompts.
+        // The tokens of each sequence: kernels differ by the rows of a pass, and by its prompts.
         let together = [2, 3, 4, 8].into_iter().filter(|&n| n <= most && 2 * n <= longest);
-        let mut passes: Vec<_> = prompts.into_iter().map(|len| (1, len)).collect();
-        passes.extend(together.map(|n| (n, 2)));
+        let mut passes: Vec<_> = prompts.into_iter().map(|len| vec![len]).collect();
+        passes.extend(together.map(|n| vec![2; n]));
+        // Beside an answer, so that there is room for that of the largest piece.
+        let piece = (longest - 1).min(tokens.saturating_sub(PAGE));
+        if most > 1 && piece > 1 {
+            passes.push(vec![1, piece]);
+        }
         // A pass of single tokens is run first, and recorded the second time.
-        passes.extend(batches.into_iter().flat_map(|n| [(n, 1); 2]));
+        passes.extend(batches.into_iter().flat_map(|n| [vec![1; n], vec![1; n]]));
         let mut running = Vec::new();
-        for (done, &(n, len)) in passes.iter().enumerate() {
+        for (done, lengths) in passes.iter().enumerate() {
             progress(done, passes.len());
-            if len > 1 {
+            if lengths.iter().any(|&len| len > 1) {
                 running.clear();
             }
-            while running.len() < n {
+            while running.len() < lengths.len() {
                 running.push(self.sequence()?);
             }
-            let tokens = vec![0; len];
-            let turn = |sequence| Turn { sequence, tokens: &tokens, logits: Logits::Last };
-            let mut turns: Vec<_> = running.iter_mut().take(n).map(turn).collect();
+            let tokens = vec![0; longest];
+            let turns = running.iter_mut().zip(lengths);
+            let mut turns: Vec<_> = turns
+                .map(|(sequence, &len)| Turn {
+                    sequence,
+                    tokens: &tokens[..len],
+                    logits: Logits::Last,
+                })
+                .collect();
             self.step_tokens(&mut turns, &[])?;
         }
         progress(passes.len(), passes.len());

@@ -8,7 +8,7 @@ use gdn::{
     Backend, Cuda, DType, DecodePath, Layer, LayerStep, PoolOptions, Prefill, PrefillForm,
     StatePool, bf16, cuda::runtime::Block,
 };
-use gdn_cuda::GraphExec;
+use gdn_cuda::{Event, GraphExec, Stream};
 
 use super::{
     Gpu,
@@ -22,7 +22,7 @@ use crate::{
     device::{Add, Device, ExpertWeights, GdnInputs, Shape},
     ops::{
         self,
-        attention::cuda::{Chunk, Tile},
+        attention::cuda::{self as attention, Chunk, Tile},
     },
     weights::Tensor,
 };
@@ -32,6 +32,7 @@ use crate::{
 pub(crate) struct OnGpu {
     gpu: Gpu,
     cuda: Cuda,
+    beside: Option<Beside>,
     shape: Shape,
     prefill: PrefillForm,
     decode: DecodePath,
@@ -39,9 +40,47 @@ pub(crate) struct OnGpu {
     batch: Batch,
     integers: Integers,
     chunks: Vec<Chunk>,
-    tiles: Vec<Tile>,
+    tiles: (attention::PrefillForm, Vec<Tile>),
     rows: Buffers,
     graphs: HashMap<Alike, Recorded>,
+}
+
+/// Where a mixed pass runs the recurrence of its prompts, a chain of small kernels, beside that
+/// of single tokens.
+#[derive(Debug)]
+struct Beside {
+    cuda: Cuda,
+    main: Stream,
+    stream: Stream,
+    begin: Event,
+    end: Event,
+}
+
+impl Beside {
+    fn new(cuda: &Cuda) -> Result<Option<Self>> {
+        let (Some(main), Some(cuda)) = (cuda.runtime().stream().cloned(), cuda.beside()?) else {
+            return Ok(None);
+        };
+        let stream = cuda.stream().clone();
+        let event = || {
+            let ordinal = stream.device().info().ordinal;
+            Event::untimed(stream.device()).map_err(|error| failed(error, ordinal))
+        };
+        let (begin, end) = (event()?, event()?);
+        Ok(Some(Self { cuda, main, stream, begin, end }))
+    }
+
+    /// What is enqueued here from now on starts behind all that the first stream has.
+    fn begin(&self) -> Result<()> {
+        let begun = self.main.record(&self.begin).and_then(|()| self.stream.wait(&self.begin));
+        begun.map_err(|error| failed(error, self.stream.device().info().ordinal))
+    }
+
+    /// What the first stream is given from now on starts behind all that was enqueued here.
+    fn end(&self) -> Result<()> {
+        let ended = self.stream.record(&self.end).and_then(|()| self.main.wait(&self.end));
+        ended.map_err(|error| failed(error, self.stream.device().info().ordinal))
+    }
 }
 
 /// A pass that was run once is recorded the second time.
@@ -66,8 +105,9 @@ impl OnGpu {
             rows: Buffers::new(&gpu, config, &shape, options, most)?,
             batch: Batch::default(),
             chunks: Vec::new(),
-            tiles: Vec::new(),
+            tiles: attention::tiles(&gpu, heads_of(&shape.attention), &[]),
             graphs: HashMap::new(),
+            beside: Beside::new(&cuda)?,
             gpu,
             cuda,
             shape,
@@ -88,7 +128,7 @@ impl OnGpu {
 
     /// The tiles of attention in the sequences with several tokens.
     fn tile(&mut self) {
-        let Self { batch, chunks, tiles, gpu, shape, .. } = self;
+        let Self { batch, chunks, gpu, shape, .. } = self;
         chunks.clear();
         let mut first = 0;
         for (sequence, &rows) in batch.lengths.iter().enumerate() {
@@ -98,7 +138,7 @@ impl OnGpu {
             }
             first += rows;
         }
-        *tiles = ops::attention::cuda::tiles(gpu, heads_of(&shape.attention), chunks);
+        self.tiles = attention::tiles(gpu, heads_of(&shape.attention), chunks);
     }
 
     /// All rows of `x` through a matrix.
@@ -191,6 +231,27 @@ impl Device for OnGpu {
         Ok(())
     }
 
+    fn fill_slots(
+        &mut self,
+        pools: &mut [&mut StatePool],
+        from: Option<i32>,
+        to: i32,
+    ) -> Result<()> {
+        let mut parts = Vec::with_capacity(3 * pools.len());
+        for pool in pools {
+            let on_gpu = |place: Option<_>| place.expect("a pool of this device");
+            let targets = on_gpu(pool.slot_parts(to)?);
+            let sources = match from {
+                Some(from) => on_gpu(pool.slot_parts(from)?),
+                None => [(0, 0); 3],
+            };
+            parts.extend(targets.into_iter().zip(sources).map(|((to, bytes), (from, _))| {
+                ops::slots::cuda::Part { to, from, bytes: bytes as u64 }
+            }));
+        }
+        ops::slots::cuda::slots(&self.gpu, &parts)
+    }
+
     fn pool(&mut self, layer: &Layer, slots: usize) -> Result<StatePool> {
         let options = PoolOptions { conv: self.gpu.activations, ..PoolOptions::new(slots) };
         Ok(self.cuda.pool(layer.spec(), &options)?)
@@ -199,7 +260,7 @@ impl Device for OnGpu {
     fn begin(&mut self, batch: &mut Batch) -> Result<()> {
         mem::swap(&mut self.batch, batch);
         self.tile();
-        let moved = self.integers.upload(&self.batch, bytemuck::cast_slice(&self.tiles))?;
+        let moved = self.integers.upload(&self.batch, bytemuck::cast_slice(&self.tiles.1))?;
         let (wanted, vocab) = (self.integers.wanted, self.shape.vocab);
         let Buffers { logits, best, tokens, .. } = &mut self.rows;
         let moved = moved
@@ -279,7 +340,7 @@ impl Device for OnGpu {
         let slots = |first: usize, count: usize| {
             self.gpu.slots(all_slots + (first * size_of::<i32>()) as u64, count)
         };
-        if singles > 0 {
+        let step = |cuda: &mut Cuda, pool: &mut StatePool| -> Result<()> {
             let p = address(&self.rows.projected, 0, stride);
             let p = self.gpu.view(p, singles, stride, stride)?;
             let GdnInputs { mixed_qkv, z, b, a } = GdnInputs::of(&p, spec)?;
@@ -293,9 +354,9 @@ impl Device for OnGpu {
                 state: pool.state_mut(),
                 out: self.gpu.view_mut(self.rows.mixed.address(), singles, values)?,
             };
-            self.cuda.layer_step(self.decode, step)?;
-        }
-        if singles < rows {
+            Ok(cuda.layer_step(self.decode, step)?)
+        };
+        let prefill = |cuda: &mut Cuda, pool: &mut StatePool| -> Result<()> {
             let p = address(&self.rows.projected, singles, stride);
             let p = self.gpu.view(p, rows - singles, stride, stride)?;
             let out = address(&self.rows.mixed, singles, values);
@@ -311,9 +372,22 @@ impl Device for OnGpu {
                 state: pool.state_mut(),
                 out: self.gpu.view_mut(out, rows - singles, values)?,
             };
-            self.cuda.prefill(self.prefill, prefill)?;
+            Ok(cuda.prefill(self.prefill, prefill)?)
+        };
+        match (singles, rows - singles, &mut self.beside) {
+            (0, _, _) => prefill(&mut self.cuda, pool),
+            (_, 0, _) => step(&mut self.cuda, pool),
+            (_, _, None) => {
+                step(&mut self.cuda, pool)?;
+                prefill(&mut self.cuda, pool)
+            }
+            (_, _, Some(beside)) => {
+                beside.begin()?;
+                prefill(&mut beside.cuda, pool)?;
+                step(&mut self.cuda, pool)?;
+                beside.end()
+            }
         }
-        Ok(())
     }
 
     fn attend(&mut self, q_norm: &Vector, k_norm: &Vector, cache: &mut Cache) -> Result<()> {
@@ -343,7 +417,7 @@ impl Device for OnGpu {
             eps: *norm_eps,
         };
         ops::qkv::cuda::qkv(&self.gpu, head_dim, rotary_dims / 2, params)?;
-        let params = ops::attention::cuda::Params {
+        let params = attention::Params {
             q: params.q,
             gates: params.p,
             keys: params.keys,
@@ -365,11 +439,12 @@ impl Device for OnGpu {
         let singles = self.singles();
         let shape = heads_of(attention);
         if singles > 0 {
-            let params = ops::attention::cuda::Params { rows: singles as u32, ..params };
-            ops::attention::cuda::decode(&self.gpu, shape, params)?;
+            let params = attention::Params { rows: singles as u32, ..params };
+            attention::decode(&self.gpu, shape, params)?;
         }
-        if !self.tiles.is_empty() {
-            ops::attention::cuda::prefill(&self.gpu, shape, self.tiles.len(), params)?;
+        let (form, tiles) = &self.tiles;
+        if !tiles.is_empty() {
+            attention::prefill(&self.gpu, shape, *form, tiles.len(), params)?;
         }
         Ok(())
     }

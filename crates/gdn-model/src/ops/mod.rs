@@ -10,5 +10,6 @@ pub(crate) mod norm;
 pub(crate) mod qkv;
 pub(crate) mod route;
 pub(crate) mod sample;
+pub(crate) mod slots;
 #[cfg(test)]
 pub(crate) mod testing;

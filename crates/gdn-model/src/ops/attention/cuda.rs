@@ -98,9 +98,11 @@ pub(crate) fn partial_bytes(heads: Heads) -> usize {
     (heads.ratio * (heads.dim + 2)).next_multiple_of(4) * 4
 }
 
-/// The tiles of these chunks, those with most keys first.
-pub(crate) fn tiles(gpu: &Gpu, heads: Heads, chunks: &[Chunk]) -> Vec<Tile> {
-    PrefillForm::of(gpu, heads).tiles(heads, chunks)
+/// The tiles of these chunks, those with most keys first, and their form.
+pub(crate) fn tiles(gpu: &Gpu, heads: Heads, chunks: &[Chunk]) -> (PrefillForm, Vec<Tile>) {
+    let rows = chunks.iter().map(|chunk| chunk.rows).sum();
+    let form = PrefillForm::of(gpu, heads, rows);
+    (form, form.tiles(heads, chunks))
 }
 
 /// Attends from rows of one token each: any rows, though those of a prompt come
@@ -112,10 +114,16 @@ pub(crate) fn decode(gpu: &Gpu, heads: Heads, params: Params) -> Result<()> {
     }
 }
 
-/// Attends from the rows of `tiles` tiles.
-pub(crate) fn prefill(gpu: &Gpu, heads: Heads, tiles: usize, params: Params) -> Result<()> {
+/// Attends from the rows of `tiles` tiles of a form.
+pub(crate) fn prefill(
+    gpu: &Gpu,
+    heads: Heads,
+    form: PrefillForm,
+    tiles: usize,
+    params: Params,
+) -> Result<()> {
     if on_tensor_cores(gpu, heads) {
-        PrefillForm::of(gpu, heads).launch(gpu, heads, tiles, params)
+        form.launch(gpu, heads, tiles, params)
     } else {
         plain(gpu, heads, params)
     }
@@ -176,10 +184,19 @@ impl DecodeForm {
 }
 
 impl PrefillForm {
-    fn of(gpu: &Gpu, heads: Heads) -> Self {
-        let forms = [Self { warps: 8, stages: 4 }, Self { warps: 4, stages: 2 }];
-        let shared = gpu.runtime.gpu().shared_bytes as usize;
-        if forms[0].shared(heads) <= shared { forms[0] } else { forms[1] }
+    fn of(gpu: &Gpu, heads: Heads, rows: usize) -> Self {
+        let facts = gpu.runtime.gpu();
+        let forms = [(8, 4), (4, 4), (4, 2)].map(|(warps, stages)| Self { warps, stages });
+        // Smaller tiles for few rows, whose time is that of one tile.
+        let ctas = rows.div_ceil(forms[0].tokens(heads)) * heads.kv;
+        let first = usize::from(2 * ctas <= facts.multiprocessors as usize);
+        let fits = |form: &&Self| form.shared(heads) <= facts.shared_bytes as usize;
+        *forms[first..].iter().find(fits).unwrap_or(&forms[2])
+    }
+
+    /// Of a tile.
+    fn tokens(self, heads: Heads) -> usize {
+        self.warps * 16 / heads.ratio
     }
 
     fn shared(self, heads: Heads) -> usize {
@@ -187,7 +204,7 @@ impl PrefillForm {
     }
 
     pub(crate) fn tiles(self, heads: Heads, chunks: &[Chunk]) -> Vec<Tile> {
-        let each = self.warps * 16 / heads.ratio;
+        let each = self.tokens(heads);
         let mut tiles = Vec::new();
         for &Chunk { first, rows, sequence, position } in chunks {
             for row in (0..rows).step_by(each) {

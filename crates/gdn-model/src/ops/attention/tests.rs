@@ -325,12 +325,12 @@ fn prefill_takes_several_sequences_and_padding() {
         at.extend(positions.map(|position| (sequence, position)));
     }
     let rows = Rows::new(heads, &at);
-    let tiles = cuda::tiles(&gpu, heads, &chunks);
+    let (form, tiles) = cuda::tiles(&gpu, heads, &chunks);
     let expected = decode(&gpu, &cache, &rows, 1000, BY_ONE);
     assert_close(&expected, &rows.expected(&cache), 8e-3);
     for gpu in gpus(DType::BF16) {
         let on = OnGpu::new(&gpu, &cache, &rows, &tiles, 0);
-        cuda::prefill(&gpu, heads, tiles.len(), on.params).unwrap();
+        cuda::prefill(&gpu, heads, form, tiles.len(), on.params).unwrap();
         assert_eq!(bits(&on.out()), bits(&expected));
     }
 }
@@ -339,9 +339,16 @@ fn prefill_takes_several_sequences_and_padding() {
 fn tiles_cover_all_rows_and_the_longest_come_first() {
     let Some(gpu) = gpu(DType::BF16) else { return };
     let chunk = |first, rows, position| Chunk { first, rows, sequence: 0, position };
-    let tiles = cuda::tiles(&gpu, heads(1, 12, 256), &[chunk(0, 13, 0), chunk(13, 1, 99)]);
-    let found: Vec<_> = tiles.iter().map(|tile| (tile.first, tile.rows)).collect();
-    assert_eq!(found, [(13, 1), (10, 3), (0, 10)]);
+    let tiles = |chunks: &[Chunk]| {
+        let (_, tiles) = cuda::tiles(&gpu, heads(1, 12, 256), chunks);
+        tiles.iter().map(|tile| (tile.first, tile.rows)).collect::<Vec<_>>()
+    };
+    // Few rows lie in smaller tiles than many.
+    let few = tiles(&[chunk(0, 13, 0), chunk(13, 1, 99)]);
+    assert_eq!(few, [(13, 1), (10, 3), (5, 5), (0, 5)]);
+    let many = tiles(&[chunk(0, 1013, 0), chunk(1013, 1, 9999)]);
+    assert_eq!(many[..3], [(1013, 1), (1010, 3), (1000, 10)]);
+    assert_eq!(many.iter().map(|&(_, rows)| rows).sum::<u32>(), 1014);
 }
 
 #[test]

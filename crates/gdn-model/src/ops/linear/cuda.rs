@@ -76,6 +76,13 @@ impl Tile {
             Stream { rows16, pairs8, ahead, ctas: few.min(ctas * sms).max(1) }
         };
         let shared = |rows16, ahead| Shared { warps: (2, 2), rows16, pairs8: 4, ahead, cluster: 1 };
+        // All rows of x, so that w is read once.
+        let whole = |rows16, ahead| {
+            let pairs8 = (rows as u32).div_ceil(16);
+            Shared { warps: (2, 2), rows16, pairs8, ahead, cluster: 1 }
+        };
+        let wide = Shared { warps: (2, 4), rows16: 3, pairs8: 4, ahead: 7, cluster: 1 };
+        let tiles = |tile: Self| tile.tiles(rows, weight_rows);
         // Many outputs keep every multiprocessor busy with shorter looks ahead.
         let many = weight_rows >= 32 * sms;
         let tile = match (rows, many) {
@@ -88,11 +95,17 @@ impl Tile {
             (33..=64, true) => shared(1, 6),
             (33..=64, false) if gpu.is_sm90() => shared(1, 5).clustered(),
             (33..=64, false) => shared(2, 6),
+            (65..=96, true) if tiles(whole(3, 8)) <= sms => whole(3, 8),
+            (65..=96, false) if gpu.is_sm90() && tiles(whole(2, 6)) * 8 >= sms => {
+                whole(2, 6).clustered()
+            }
+            (97..=128, true) if tiles(wide) <= sms => wide,
             _ => {
                 let (small, large) = (shared(2, 6), shared(4, 4));
-                match small.tiles(rows, weight_rows) {
-                    n if n * 2 <= sms && gpu.is_sm90() => small.clustered(),
-                    _ if large.tiles(rows, weight_rows) <= 2 * sms => small,
+                match tiles(small) {
+                    // Three CTAs in a multiprocessor: not every two have a cluster's place.
+                    n if n * 2 <= sms && gpu.is_sm90() => shared(2, 4).clustered(),
+                    _ if tiles(large) <= 2 * sms => small,
                     _ => large,
                 }
             }

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{cuda::Gpu, ops::testing::*};
 
-const TILES: [Tile; 7] = [
+const TILES: [Tile; 9] = [
     Tile::Stream { rows16: 1, pairs8: 1, ahead: 8, ctas: 3 },
     Tile::Stream { rows16: 1, pairs8: 2, ahead: 8, ctas: 70 },
     Tile::Stream { rows16: 2, pairs8: 4, ahead: 6, ctas: 1 },
@@ -14,6 +14,8 @@ const TILES: [Tile; 7] = [
     Tile::Shared { warps: (2, 2), rows16: 2, pairs8: 4, ahead: 6, cluster: 4 },
     Tile::Shared { warps: (2, 4), rows16: 4, pairs8: 4, ahead: 5, cluster: 1 },
     Tile::Shared { warps: (4, 1), rows16: 1, pairs8: 4, ahead: 3, cluster: 1 },
+    Tile::Shared { warps: (2, 2), rows16: 3, pairs8: 5, ahead: 8, cluster: 1 },
+    Tile::Shared { warps: (2, 2), rows16: 2, pairs8: 6, ahead: 5, cluster: 4 },
 ];
 const SMALL: Tile = Tile::Shared { warps: (2, 2), rows16: 2, pairs8: 4, ahead: 6, cluster: 1 };
 
@@ -186,7 +188,7 @@ fn tiles_fit_and_fill_the_gpu() {
         memory_gb_s: 0,
     };
     for gpu in [on(90, 132, 227 << 10), on(80, 108, 163 << 10), on(86, 84, 99 << 10)] {
-        for rows in [1, 8, 16, 32, 64, 128, 2048] {
+        for rows in [1, 8, 16, 32, 64, 80, 96, 128, 2048] {
             for (outputs, gated) in [(1, false), (257, false), (2048, false), (17_408, true)] {
                 let tile = Tile::of(&gpu, rows, outputs, gated);
                 assert!(tile.shared_bytes() <= gpu.shared_bytes, "{tile:?}");
