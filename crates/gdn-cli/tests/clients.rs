@@ -1,5 +1,5 @@
 //! Clients against `gdn serve` on the CPU: OpenAI's SDK, lm_eval, SGLang's bench_serving and
-//! ours, curl; the scripts lie in `eval/`.
+//! ours, Schemathesis, curl; the scripts lie in `eval/`.
 //!
 //! They run with GDN_TEST_CLIENTS=1 alone: the first run fetches 0.7 GB of Python packages.
 
@@ -29,7 +29,7 @@ fn root() -> PathBuf {
 struct Server {
     child: Child,
     url: String,
-    _model: TempDir,
+    model: TempDir,
 }
 
 impl Server {
@@ -63,7 +63,7 @@ impl Server {
             }
         });
         let found = url.recv_timeout(START);
-        let server = Self { child, url: found.clone().unwrap_or_default(), _model: model };
+        let server = Self { child, url: found.clone().unwrap_or_default(), model };
         found.expect("the server says where it is");
         server
     }
@@ -156,6 +156,40 @@ fn openai_sdk() {
 #[test]
 fn lm_eval_gives_the_scores_of_hugging_face() {
     python_script("tiny/gate.py");
+}
+
+/// The command of the README: the harness runs, whatever the tiny model answers.
+#[test]
+fn gsm8k() {
+    if !asked_for() || python().is_none() {
+        return;
+    }
+    let server = Server::start();
+    let served = server.model.path().to_str().unwrap();
+    let run = |model: &str| {
+        let output = Command::new("bash")
+            .arg(root().join("eval/gsm8k.sh"))
+            .args([&server.url, model])
+            .arg(root().join("crates/gdn-model/tests/fixtures/qwen3_5_trained"))
+            .args(["--limit", "4"])
+            .env_remove("MAX_LENGTH")
+            .output()
+            .unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.success(), text(output.stdout), text(output.stderr))
+    };
+    let (good, scores, error) = run(served);
+    assert!(good, "{error}");
+    for filter in ["strict-match", "flexible-extract"] {
+        assert!(scores.contains(filter), "{scores}");
+    }
+    let (good, _, error) = run("other");
+    assert!(!good && error.contains("MODEL: expected one of"), "{error}");
+}
+
+#[test]
+fn openapi() {
+    python_script("clients/openapi.py");
 }
 
 #[test]

@@ -14,7 +14,8 @@ pub struct Request {
     /// The tokens to generate; 0 for none, if only the prompt's log probabilities are
     /// asked for.
     pub max_tokens: usize,
-    /// Tokens before which none of `stop_tokens` is chosen.
+    /// Tokens before which none of `stop_tokens` is chosen, unless the constraint allows nothing
+    /// else.
     pub min_tokens: usize,
     /// Tokens that end the answer, and belong to it.
     pub stop_tokens: Vec<u32>,

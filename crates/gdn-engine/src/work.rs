@@ -165,7 +165,11 @@ impl Work {
             constraint.mask(&mut logits)?;
             changed = true;
         }
-        if holds_back {
+        // A form that nothing can follow ends the answer all the same.
+        let goes_on = |(token, &logit): (usize, &f32)| {
+            logit > f32::NEG_INFINITY && !stop_tokens.contains(&(token as u32))
+        };
+        if holds_back && (constraint.is_none() || logits.iter().enumerate().any(goes_on)) {
             for &token in &*stop_tokens {
                 if let Some(logit) = logits.get_mut(token as usize) {
                     *logit = f32::NEG_INFINITY;

@@ -73,12 +73,13 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
 
 /// `invalid type: string "x", expected f32` the other way round, and in words.
 fn in_words(what: &str) -> String {
-    const WORDS: [(&str, &str); 7] = [
+    const WORDS: [(&str, &str); 8] = [
         ("usize", "a whole number, at least 0"),
         ("u64", "a whole number, at least 0"),
         ("u32", "a whole number, at least 0"),
         ("i64", "a whole number"),
         ("f32", "a number"),
+        ("f64", "a number"),
         ("a sequence", "a list"),
         ("a map", "an object"),
     ];

@@ -59,14 +59,25 @@ impl Grammars {
         thinking: bool,
         param: &'static str,
     ) -> Result<Grammar> {
-        let matcher = Matcher::new(self.factory.create_parser(grammar));
+        let mut matcher = Matcher::new(self.factory.create_parser(grammar));
         if let Some(error) = matcher.get_error() {
-            // The grammar itself follows.
-            return Err(ApiError::field(param, error.lines().next().unwrap_or_default()));
+            return Err(ApiError::field(param, reason(&error)));
+        }
+        // It says only here that no text matches.
+        if matcher.compute_mask().is_err() {
+            return Err(ApiError::field(
+                param,
+                "expected what some text can match, got the opposite",
+            ));
         }
         let (vocabulary, eos) = (self.vocabulary.clone(), self.eos.clone());
         Ok(Grammar { matcher: Mutex::new(matcher), vocabulary, eos, thinking })
     }
+}
+
+/// The first line of an error: the grammar and its state follow.
+fn reason(error: impl fmt::Display) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 impl Grammar {
@@ -97,9 +108,9 @@ impl Constraint for Follow {
         if self.thoughts.is_some() {
             return Ok(());
         }
-        let mut mask = self.matcher.compute_mask().map_err(|error| error.to_string())?;
+        let mut mask = self.matcher.compute_mask().map_err(reason)?;
         // The matcher knows one token that ends answers; there may be more.
-        let complete = self.matcher.is_accepting().map_err(|error| error.to_string())?;
+        let complete = self.matcher.is_accepting().map_err(reason)?;
         for &token in &*self.eos {
             if (token as usize) < mask.len() {
                 mask.set(token as usize, complete);
@@ -130,7 +141,7 @@ impl Constraint for Follow {
         if self.eos.contains(&token) {
             return Ok(true);
         }
-        self.matcher.consume_token(token).map_err(|error| error.to_string())?;
+        self.matcher.consume_token(token).map_err(reason)?;
         Ok(self.matcher.is_stopped())
     }
 }

@@ -12,24 +12,36 @@ use crate::{
     App,
     error::{ApiError, Result},
     id, limits,
+    numbers::{self, Whole},
 };
 
 /// How tokens are chosen and where answers end, by the names of OpenAI's API and of
 /// vLLM's beyond it.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct SamplingFields {
+    #[serde(default, deserialize_with = "numbers::float")]
     pub(crate) temperature: Option<f32>,
+    #[serde(default, deserialize_with = "numbers::float")]
     pub(crate) top_p: Option<f32>,
+    #[serde(default, deserialize_with = "numbers::whole")]
     pub(crate) top_k: Option<i64>,
+    #[serde(default, deserialize_with = "numbers::float")]
     pub(crate) min_p: Option<f32>,
+    #[serde(default, deserialize_with = "numbers::float")]
     pub(crate) repetition_penalty: Option<f32>,
+    #[serde(default, deserialize_with = "numbers::float")]
     pub(crate) presence_penalty: Option<f32>,
+    #[serde(default, deserialize_with = "numbers::float")]
     pub(crate) frequency_penalty: Option<f32>,
-    pub(crate) logit_bias: Option<BTreeMap<String, f32>>,
+    pub(crate) logit_bias: Option<BTreeMap<String, f64>>,
+    #[serde(default, deserialize_with = "numbers::whole")]
     pub(crate) seed: Option<i64>,
+    #[serde(default, deserialize_with = "numbers::whole")]
     pub(crate) n: Option<usize>,
     pub(crate) stop: Option<OneOrMany<String>>,
+    #[serde(default, deserialize_with = "numbers::wholes")]
     pub(crate) stop_token_ids: Option<Vec<u32>>,
+    #[serde(default, deserialize_with = "numbers::whole")]
     pub(crate) min_tokens: Option<usize>,
     pub(crate) ignore_eos: Option<bool>,
     pub(crate) skip_special_tokens: Option<bool>,
@@ -122,10 +134,11 @@ impl SamplingFields {
     }
 }
 
-fn logit_bias(bias: BTreeMap<String, f32>) -> Result<Vec<(u32, f32)>> {
+fn logit_bias(bias: BTreeMap<String, f64>) -> Result<Vec<(u32, f32)>> {
     in_range("logit_bias", bias.len(), 0, limits::BIASES)?;
     let bias = bias.into_iter().map(|(token, bias)| {
-        let Ok(id) = token.parse() else {
+        let digits = (1..10).contains(&token.len()) && token.bytes().all(|b| b.is_ascii_digit());
+        let Some(id) = token.parse().ok().filter(|_| digits) else {
             let what = format!("expected tokens by number, got {token:?}");
             return Err(ApiError::field("logit_bias", what));
         };
@@ -133,7 +146,7 @@ fn logit_bias(bias: BTreeMap<String, f32>) -> Result<Vec<(u32, f32)>> {
             let what = format!("expected -100 to 100, got {bias}");
             return Err(ApiError::field(format!("logit_bias.{token}"), what));
         }
-        Ok((id, bias))
+        Ok((id, bias as f32))
     });
     bias.collect()
 }
@@ -265,8 +278,14 @@ impl<'de> Deserialize<'de> for Prompts {
                 // What the first is, the others must be.
                 let (each, list) = match seq.next_element()? {
                     None => (Inputs::Tokens(vec![Vec::new()]), false),
-                    Some(Element::Token(first)) => (Inputs::Tokens(vec![rest(first, seq)?]), false),
-                    Some(Element::Tokens(first)) => (Inputs::Tokens(rest(first, seq)?), true),
+                    Some(Element::Token(first)) => {
+                        let rest: Vec<Whole<u32>> = rest(Whole(first), seq)?;
+                        (Inputs::Tokens(vec![tokens(rest)]), false)
+                    }
+                    Some(Element::Tokens(first)) => {
+                        let rest: Vec<Vec<Whole<u32>>> = rest(first, seq)?;
+                        (Inputs::Tokens(rest.into_iter().map(tokens).collect()), true)
+                    }
                     Some(Element::Text(first)) => (Inputs::Texts(rest(first, seq)?), true),
                 };
                 Ok(Prompts { each, list })
@@ -288,10 +307,14 @@ fn rest<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(
     Ok(all)
 }
 
+fn tokens(list: Vec<Whole<u32>>) -> Vec<u32> {
+    list.into_iter().map(|token| token.0).collect()
+}
+
 enum Element {
     Text(String),
     Token(u32),
-    Tokens(Vec<u32>),
+    Tokens(Vec<Whole<u32>>),
 }
 
 impl<'de> Deserialize<'de> for Element {
@@ -314,6 +337,13 @@ impl<'de> Deserialize<'de> for Element {
                 u32::try_from(token)
                     .map(Element::Token)
                     .map_err(|_| E::invalid_value(de::Unexpected::Unsigned(token), expected))
+            }
+
+            fn visit_f64<E: de::Error>(self, token: f64) -> Result<Element, E> {
+                let expected = &"a token, a whole number of 32 bits";
+                numbers::from_float(token)
+                    .map(Element::Token)
+                    .ok_or_else(|| E::invalid_value(de::Unexpected::Float(token), expected))
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Element, A::Error> {
@@ -369,8 +399,12 @@ mod tests {
         assert_eq!(parse(r#"["a", "b"]"#), texts(true, &["a", "b"]));
         assert_eq!(parse("[1, 2]"), tokens(false, &[&[1, 2]]));
         assert_eq!(parse("[[1, 2], [], [3]]"), tokens(true, &[&[1, 2], &[], &[3]]));
+        assert_eq!(parse("[1.0, 2]"), tokens(false, &[&[1, 2]]));
+        assert_eq!(parse("[[1, 2.0]]"), tokens(true, &[&[1, 2]]));
         assert_eq!(parse("[]"), tokens(false, &[&[]]));
-        for wrong in ["7", "null", "{}", r#"[1, "a"]"#, r#"["a", 1]"#, "[-1]", "[4294967296]"] {
+        for wrong in
+            ["7", "null", "{}", r#"[1, "a"]"#, r#"["a", 1]"#, "[-1]", "[4294967296]", "[1.5]"]
+        {
             let error = parse(wrong).unwrap_err();
             assert!(error.contains("expected"), "{wrong}: {error}");
         }

@@ -36,6 +36,7 @@ mod grammar;
 mod id;
 mod limits;
 mod metrics;
+mod numbers;
 mod parse;
 mod serve;
 mod sse;

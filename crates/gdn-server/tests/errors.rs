@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{error, options, start, start_with, with};
+use common::{error, options, start, start_broken, start_with, with};
 use gdn_engine::EngineOptions;
 use serde_json::json;
 
@@ -96,12 +96,67 @@ async fn fields_are_named() {
             "response_format.json_schema.schema",
             "",
         ),
+        (
+            CHAT,
+            json!({ "tools": [{ "type": "search", "function": { "name": "f" } }] }),
+            "tools[0].type",
+            "expected function, got \"search\"",
+        ),
+        (
+            CHAT,
+            json!({ "tools": [{ "function": { "name": "f", "description": 0 } }] }),
+            "tools[0].function.description",
+            "expected a text, got 0",
+        ),
+        (
+            CHAT,
+            json!({ "tool_choice": { "type": 0, "function": { "name": "f" } }, "tools": tool }),
+            "tool_choice.type",
+            "expected function, got 0",
+        ),
+        (
+            CHAT,
+            json!({ "response_format": { "type": "json_schema", "json_schema": { "name": 0 } } }),
+            "response_format",
+            "expected a string, got integer 0",
+        ),
+        (
+            COMPLETIONS,
+            json!({ "response_format": { "type": "json_schema", "json_schema": { "strict": 0 } } }),
+            "response_format",
+            "expected a boolean, got integer 0",
+        ),
+        (
+            CHAT,
+            json!({ "messages": [
+                { "role": "user", "content": "a" },
+                { "role": "assistant", "tool_calls": [
+                    { "function": { "name": "f", "arguments": "7" } },
+                ] },
+            ] }),
+            "messages[1].tool_calls[0].function.arguments",
+            "expected an object, as JSON in a text, got \"7\"",
+        ),
         ("/tokenize", json!({}), "prompt", "got both or none"),
+        ("/tokenize", json!({ "prompt": "a", "tools": [0] }), "tools[0].function.name", ""),
+        ("/tokenize", json!({ "messages": [], "tools": [{}] }), "tools[0].function.name", ""),
+        (
+            "/tokenize",
+            json!({ "prompt": "a", "chat_template_kwargs": [] }),
+            "chat_template_kwargs",
+            "expected an object",
+        ),
         ("/detokenize", json!({}), "tokens", "got none"),
         ("/detokenize", json!({ "tokens": "a" }), "tokens", "a list"),
         ("/generate", json!({}), "text", "got both or none"),
         ("/generate", json!({ "text": [1, 2] }), "text", "texts in text"),
         ("/generate", json!({ "input_ids": "a" }), "input_ids", "tokens in input_ids"),
+        (
+            "/generate",
+            json!({ "text": "a", "sampling_params": { "regex": "[^\\s\\S]" } }),
+            "regex",
+            "expected what some text can match",
+        ),
         (
             "/generate",
             json!({ "text": "a", "sampling_params": { "top_p": 3 } }),
@@ -130,6 +185,19 @@ async fn fields_are_named() {
     let (.., code) = server.refused(COMPLETIONS, &json!({ "prompt": "7 ".repeat(5000) })).await;
     assert_eq!(code, "context_length_exceeded");
     server.idle().await;
+}
+
+/// What can be left out.
+#[tokio::test]
+async fn defaults_of_forms_and_tools() {
+    let server = start().await;
+    let chat = json!({ "messages": [{ "role": "user", "content": "a" }], "max_tokens": 1 });
+    let tools = json!({ "tools": [{ "function": { "name": "f", "description": null } }] });
+    server.post(CHAT, &with(&chat, tools.clone())).await;
+    let choice = json!({ "tool_choice": { "function": { "name": "f" } } });
+    server.post(CHAT, &with(&with(&chat, tools), choice)).await;
+    let format = json!({ "type": "json_schema", "json_schema": { "name": null, "strict": true } });
+    server.post(CHAT, &with(&chat, json!({ "response_format": format }))).await;
 }
 
 /// Null is as good as no field; what is not known is left alone.
@@ -250,9 +318,20 @@ async fn a_server_that_stops() {
 
 /// A form that allows nothing but the end, before the end is allowed.
 #[tokio::test]
-async fn answers_that_fail() {
+async fn forms_end_before_min_tokens() {
     let server = start().await;
     let params = json!({ "regex": "", "min_new_tokens": 4, "max_new_tokens": 8 });
+    let body = json!({ "text": "a", "sampling_params": params });
+    let answer = server.post("/generate", &body).await;
+    assert_eq!(answer["text"], "");
+    assert_eq!(answer["meta_info"]["finish_reason"]["type"], "stop");
+}
+
+/// A model that gives no numbers.
+#[tokio::test]
+async fn answers_that_fail() {
+    let server = start_broken().await;
+    let params = json!({ "repetition_penalty": 2, "max_new_tokens": 8 });
     let body = json!({ "text": "a", "sampling_params": params });
     let (status, message, _, code) = server.refused("/generate", &body).await;
     assert_eq!((status, code), (500, json!("failed")), "{message}");

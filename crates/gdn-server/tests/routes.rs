@@ -129,6 +129,40 @@ async fn text_to_tokens_and_back() {
     assert_eq!(back["prompt"], long);
 }
 
+/// 8.0 is a whole number, and what is above 0 is not 0.
+#[tokio::test]
+async fn numbers_are_those_of_json() {
+    let server = start().await;
+    let whole = json!({
+        "prompt": [[31, 269], [31]], "max_tokens": 3, "n": 2, "best_of": 2, "logprobs": 1, "seed": 5,
+        "temperature": 1, "top_k": 9, "min_tokens": 1, "stop_token_ids": [7],
+    });
+    let float = json!({
+        "prompt": [[31.0, 269], [31.0]], "max_tokens": 3.0, "n": 2.0, "best_of": 2.0,
+        "logprobs": 1.0, "seed": 5.0, "temperature": 1.0, "top_k": 9.0, "min_tokens": 1.0,
+        "stop_token_ids": [7.0],
+    });
+    let [whole, float] = [
+        server.post("/v1/completions", &whole).await,
+        server.post("/v1/completions", &float).await,
+    ];
+    assert_eq!(whole["choices"], float["choices"]);
+    let params = json!({
+        "max_new_tokens": 2.0, "min_new_tokens": 1.0, "temperature": 5e-324, "top_p": 5e-324,
+        "repetition_penalty": 5e-324,
+    });
+    let asked = json!({ "input_ids": [31.0], "sampling_params": params, "top_logprobs_num": 1.0,
+                        "logprob_start_len": 0.0, "return_logprob": true });
+    server.post("/generate", &asked).await;
+    let asked = json!({ "prompt": "a", "max_tokens": 2, "repetition_penalty": 1e200 });
+    server.post("/v1/completions", &asked).await;
+    let chat = json!({ "messages": [{ "role": "user", "content": "a" }], "max_tokens": 2.0,
+                       "logprobs": true, "top_logprobs": 2.0 });
+    server.post("/v1/chat/completions", &chat).await;
+    let back = server.post("/detokenize", &json!({ "tokens": [1.0, 2] })).await;
+    assert_eq!(back, server.post("/detokenize", &json!({ "tokens": [1, 2] })).await);
+}
+
 /// Every metric that docs/metrics.md names is there, and no other.
 #[tokio::test]
 async fn metrics_are_those_of_the_document() {

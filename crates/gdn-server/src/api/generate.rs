@@ -18,7 +18,7 @@ use crate::{
     error::{ApiError, Result},
     fields::{Inputs, NotDone, OneOrMany, Prompts, SamplingFields, Wanted, in_range, max_tokens},
     generation::{Ask, Done, End, Finish, Job, Matched, Output, Step, collect, submit},
-    grammar, id, limits,
+    grammar, id, limits, numbers,
     sse::{Events, Format, stream},
 };
 
@@ -33,8 +33,10 @@ struct Fields {
     sampling_params: Option<Value>,
     stream: Option<bool>,
     return_logprob: Option<bool>,
+    #[serde(default, deserialize_with = "numbers::whole")]
     top_logprobs_num: Option<usize>,
     /// The first token of the prompt whose log probability is asked for.
+    #[serde(default, deserialize_with = "numbers::whole")]
     logprob_start_len: Option<i64>,
     return_text_in_logprobs: Option<bool>,
     rid: Option<OneOrMany<String>>,
@@ -49,7 +51,9 @@ struct Fields {
 /// Beside what other routes call the same.
 #[derive(Debug, Default, Deserialize)]
 struct Others {
+    #[serde(default, deserialize_with = "numbers::whole")]
     max_new_tokens: Option<usize>,
+    #[serde(default, deserialize_with = "numbers::whole")]
     min_new_tokens: Option<usize>,
     json_schema: Option<String>,
     regex: Option<String>,

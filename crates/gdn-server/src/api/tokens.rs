@@ -8,6 +8,7 @@ use crate::{
     App,
     body::{Body, Json, off_thread},
     error::{ApiError, Result},
+    numbers::Whole,
 };
 
 #[derive(Deserialize)]
@@ -29,12 +30,12 @@ struct Tokenized {
 pub(super) async fn tokenize(State(app): State<App>, body: Body) -> Result<impl IntoResponse> {
     let request: Tokenize = body.read().await?;
     app.check_model(request.model.as_deref())?;
+    // Beside a prompt nothing comes of it, but it has to be right.
+    let conversation: chat::Conversation = body.read().await?;
+    conversation.tools()?;
     let tokens = match (request.prompt, request.messages) {
         (Some(prompt), None) => app.encode(prompt).await?,
-        (None, Some(messages)) => {
-            let conversation: chat::Conversation = body.read().await?;
-            chat::prompt(&app, messages, conversation).await?.tokens
-        }
+        (None, Some(messages)) => chat::prompt(&app, messages, conversation).await?.tokens,
         _ => {
             let what = "expected it or messages, got both or none";
             return Err(ApiError::field("prompt", what));
@@ -49,7 +50,7 @@ pub(super) async fn tokenize(State(app): State<App>, body: Body) -> Result<impl 
 #[derive(Deserialize)]
 struct Detokenize {
     model: Option<String>,
-    tokens: Vec<u32>,
+    tokens: Vec<Whole<u32>>,
 }
 
 #[derive(Serialize)]
@@ -60,6 +61,7 @@ struct Detokenized {
 pub(super) async fn detokenize(State(app): State<App>, body: Body) -> Result<impl IntoResponse> {
     let Detokenize { model, tokens } = body.read().await?;
     app.check_model(model.as_deref())?;
+    let tokens: Vec<u32> = tokens.into_iter().map(|token| token.0).collect();
     let tokenizer = app.text().tokenizer.clone();
     let text = off_thread(tokens.len(), move || tokenizer.decode(&tokens)).await?;
     Ok(Json(Detokenized { prompt: text.map_err(ApiError::model)? }))

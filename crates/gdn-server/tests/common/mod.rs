@@ -75,7 +75,29 @@ pub(crate) async fn start_with_memory(
     of_engine: EngineOptions,
     tokens: usize,
 ) -> Server {
+    start_in(folder(), options, of_engine, tokens).await
+}
+
+/// The tiny model with a last norm that is not a number.
+pub(crate) async fn start_broken() -> Server {
     let folder = folder();
+    let path = folder.path().join("model.safetensors");
+    let mut file = fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let tensors: Value = serde_json::from_slice(&file[8..8 + header]).unwrap();
+    let norm = &tensors["model.language_model.norm.weight"]["data_offsets"];
+    let [from, to] = [0, 1].map(|i| 8 + header + norm[i].as_u64().unwrap() as usize);
+    file[from..to].fill(0xff);
+    fs::write(&path, file).unwrap();
+    start_in(folder, options(), EngineOptions::default(), 1 << 16).await
+}
+
+async fn start_in(
+    folder: TempDir,
+    options: Options,
+    of_engine: EngineOptions,
+    tokens: usize,
+) -> Server {
     let of_model = Engine::model_options(&of_engine, of_model().tokens(tokens));
     let model = Model::load_with(folder.path(), &of_model).unwrap();
     let engine = Engine::start(model, of_engine).unwrap();

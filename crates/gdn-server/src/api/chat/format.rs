@@ -20,6 +20,11 @@ pub(in crate::api) enum ResponseFormat {
 #[derive(Debug, Deserialize)]
 pub(in crate::api) struct JsonSchema {
     schema: Option<Value>,
+    /// What others call it; an answer always follows its schema.
+    #[serde(rename = "name")]
+    _name: Option<String>,
+    #[serde(rename = "strict")]
+    _strict: Option<bool>,
 }
 
 impl ResponseFormat {

@@ -26,7 +26,7 @@ use crate::{
     error::{ApiError, Result},
     fields::{NotDone, SamplingFields, StreamOptions, in_range, max_tokens},
     generation::{Ask, collect, submit},
-    id, limits,
+    id, limits, numbers,
     parse::Syntax,
     sse::stream,
 };
@@ -35,9 +35,12 @@ use crate::{
 struct Fields {
     model: Option<String>,
     messages: Vec<Message>,
+    #[serde(default, deserialize_with = "numbers::whole")]
     max_tokens: Option<usize>,
+    #[serde(default, deserialize_with = "numbers::whole")]
     max_completion_tokens: Option<usize>,
     logprobs: Option<bool>,
+    #[serde(default, deserialize_with = "numbers::whole")]
     top_logprobs: Option<usize>,
     parallel_tool_calls: Option<bool>,
     separate_reasoning: Option<bool>,

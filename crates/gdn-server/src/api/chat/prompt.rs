@@ -93,7 +93,8 @@ fn render(app: &App, messages: &[Message], conversation: &Conversation) -> Resul
     let tools = Tools::for_template(conversation);
     let variables = conversation.chat_template_kwargs.clone().unwrap_or_default();
     let render = |generation| template.render(messages, generation, tools.as_ref(), &variables);
-    let prompt = render(true).map_err(ApiError::model)?;
+    let prompt = render(true)
+        .map_err(|error| no_object(messages).unwrap_or_else(|| ApiError::model(error)))?;
     let tokens = text.tokenizer.encode(&prompt).map_err(ApiError::model)?;
     // Some templates reject what does not end with a question.
     let checkpoint = render(false).ok().and_then(|shared| {
@@ -108,6 +109,27 @@ fn render(app: &App, messages: &[Message], conversation: &Conversation) -> Resul
         checkpoint: checkpoint.filter(|&checkpoint| checkpoint > 0),
         tokens,
     })
+}
+
+/// Arguments of a call that are no object, which some templates stumble over in their own words.
+fn no_object(messages: &[Message]) -> Option<ApiError> {
+    let calls = messages.iter().enumerate().flat_map(|(i, message)| {
+        message.tool_calls.iter().flatten().enumerate().map(move |(j, call)| (i, j, call))
+    });
+    let wrong = |(i, j, call): (usize, usize, &Value)| {
+        let arguments = &call["function"]["arguments"];
+        let is_object = match arguments {
+            Value::Null | Value::Object(_) => true,
+            Value::String(text) => {
+                text.trim().is_empty() || serde_json::from_str::<Map<_, Value>>(text).is_ok()
+            }
+            _ => false,
+        };
+        let field = format!("messages[{i}].tool_calls[{j}].function.arguments");
+        let what = || format!("expected an object, as JSON in a text, got {arguments}");
+        (!is_object).then(|| ApiError::field(field, what()))
+    };
+    calls.into_iter().find_map(wrong)
 }
 
 /// The bytes that two texts begin with.

@@ -17,7 +17,7 @@ use crate::{
 
 /// The functions that an answer may call.
 #[derive(Debug)]
-pub(super) struct Tools {
+pub(in crate::api) struct Tools {
     functions: Vec<Function>,
     choice: Choice,
 }
@@ -40,7 +40,7 @@ pub(super) struct Forced {
 
 impl Conversation {
     /// What of its tools may be called, checked.
-    pub(super) fn tools(&self) -> Result<Tools> {
+    pub(in crate::api) fn tools(&self) -> Result<Tools> {
         let tools = self.tools.as_deref().unwrap_or_default();
         in_range("tools", tools.len(), 0, limits::TOOLS)?;
         let functions = tools.iter().enumerate().map(|(i, tool)| function(i, tool));
@@ -51,6 +51,7 @@ impl Conversation {
 }
 
 fn function(i: usize, tool: &Value) -> Result<Function> {
+    of_functions(&tool["type"], || format!("tools[{i}].type"))?;
     let function = &tool["function"];
     let Some(name) = function["name"].as_str().filter(|name| !name.is_empty()) else {
         let what = format!("expected the name of a function, got {}", function["name"]);
@@ -61,6 +62,11 @@ fn function(i: usize, tool: &Value) -> Result<Function> {
         let what = format!("expected letters, digits, dashes and underscores, got {name:?}");
         return Err(ApiError::field(format!("tools[{i}].function.name"), what));
     }
+    let description = &function["description"];
+    if !(description.is_string() || description.is_null()) {
+        let what = format!("expected a text, got {description}");
+        return Err(ApiError::field(format!("tools[{i}].function.description"), what));
+    }
     let parameters = match &function["parameters"] {
         Value::Null => json!({ "type": "object", "properties": {} }),
         Value::Object(schema) => Value::Object(schema.clone()),
@@ -70,6 +76,14 @@ fn function(i: usize, tool: &Value) -> Result<Function> {
         }
     };
     Ok(Function { name: name.to_owned(), parameters })
+}
+
+/// `Err` for another type than that of functions, which is the default.
+fn of_functions(kind: &Value, field: impl Fn() -> String) -> Result<()> {
+    if kind.is_null() || kind == "function" {
+        return Ok(());
+    }
+    Err(ApiError::field(field(), format!("expected function, got {kind}")))
 }
 
 fn choice(choice: Option<&Value>, functions: &[Function]) -> Result<Choice> {
@@ -89,6 +103,7 @@ fn choice(choice: Option<&Value>, functions: &[Function]) -> Result<Choice> {
             other => return wrong(&other),
         },
         Some(named) => {
+            of_functions(&named["type"], || "tool_choice.type".to_owned())?;
             let name = named["function"]["name"].as_str();
             match functions.iter().position(|function| Some(function.name.as_str()) == name) {
                 Some(index) => Choice::Named(index),

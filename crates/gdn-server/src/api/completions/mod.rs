@@ -18,7 +18,7 @@ use crate::{
     error::{ApiError, Result},
     fields::{Prompts, SamplingFields, StreamOptions, Wanted, in_range, max_tokens},
     generation::{Ask, Counts, Done, End, Matched, Output, Step, collect, submit},
-    id, limits,
+    id, limits, numbers,
     sse::{Events, Format, stream},
 };
 
@@ -29,9 +29,12 @@ const MAX_TOKENS: usize = 16;
 struct Fields {
     model: Option<String>,
     prompt: Prompts,
+    #[serde(default, deserialize_with = "numbers::whole")]
     max_tokens: Option<usize>,
+    #[serde(default, deserialize_with = "numbers::whole")]
     best_of: Option<usize>,
     echo: Option<bool>,
+    #[serde(default, deserialize_with = "numbers::whole")]
     logprobs: Option<usize>,
     suffix: Option<String>,
     stream: Option<bool>,
