@@ -117,5 +117,9 @@ fn what_can_not_be_served() {
     gdn(&["--port", &port]).code(1).stderr(says("can't listen there"));
     gdn(&["--model", "nowhere"]).code(2).stderr(says("no such folder"));
     gdn(&["--device", "1"]).code(2).stderr(says("add --backend cuda"));
+    for fraction in ["0", "1.01", "-0.5", "NaN", "half"] {
+        let refused = gdn(&["--model", "nowhere", &format!("--mem-fraction-static={fraction}")]);
+        refused.code(2).stderr(says("expected a number above 0 and at most 1"));
+    }
     gdn(&["--preset", "qwen3.5-0.8b", "--model", "x"]).code(2).stderr(says("cannot be used with"));
 }

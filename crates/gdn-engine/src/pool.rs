@@ -35,7 +35,7 @@ impl Pool {
         let Some(sequence) = &job.sequence else { return };
         let tokens = &job.tokens[..sequence.len()];
         if self.cache.capacity() == 0
-            || job.checkpoint != Some(tokens.len())
+            || !job.checkpoints.contains(&tokens.len())
             || self.cache.touch(tokens)
         {
             return;
@@ -72,8 +72,8 @@ impl Pool {
             let Found { sequence, shared } = self.cache.find(&job.tokens);
             let cached = sequence.map_or(0, |(_, len)| len);
             let at = shared.min(job.tokens.len() - 1) / Model::PAGE_TOKENS * Model::PAGE_TOKENS;
-            if job.checkpoint.is_none() && at >= cached + WORTH_A_CHECKPOINT {
-                job.checkpoint = Some(at);
+            if job.checkpoints.is_empty() && at >= cached + WORTH_A_CHECKPOINT {
+                job.checkpoints.push(at);
             }
             let Some((sequence, _)) = sequence else { break };
             match self.model.fork(sequence) {
@@ -100,6 +100,11 @@ impl Memory for Pool {
             self.started[1] += sequence.len() as u64;
         }
         Some(sequence)
+    }
+
+    fn known(&mut self, job: &Running) -> Option<usize> {
+        let shares = self.cache.capacity() > 0 && !job.data.scores_prompt();
+        shares.then(|| self.cache.find(&job.tokens).sequence.map_or(0, |(_, len)| len))
     }
 
     fn len(&self, sequence: &Sequence) -> usize {

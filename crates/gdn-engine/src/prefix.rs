@@ -180,7 +180,7 @@ impl<S> PrefixCache<S> {
 }
 
 /// How many of the first tokens are the same.
-fn common(a: &[u32], b: &[u32]) -> usize {
+pub(crate) fn common(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 

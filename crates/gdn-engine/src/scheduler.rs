@@ -5,8 +5,15 @@
 //! generates, and as many of prompts as the limits allow. A job whose token finds no page
 //! takes the memory of the job that came last, which waits again, at the head of the queue:
 //! the oldest job always goes on, so each is the oldest in the end.
+//!
+//! A job that begins like an older one, which runs its prompt, is held back until that one
+//! has left a checkpoint behind what they share. Others start meanwhile, in places that are
+//! not those of jobs held back. It waits for older jobs that run, and for nothing else: it
+//! goes on by itself where there is none.
 
 use std::collections::VecDeque;
+
+use crate::prefix::common;
 
 /// Pieces of prompts end at multiples of this, as chunks and pages do.
 const ALIGN: usize = 64;
@@ -21,6 +28,10 @@ pub(crate) trait Memory {
     /// A sequence with the first tokens of a job, as many as are known, but never all of
     /// them. `None` if there is no slot.
     fn begin(&mut self, job: &mut Job<Self::Sequence, Self::Data>) -> Option<Self::Sequence>;
+
+    /// The tokens that [`begin`](Self::begin) would know. `None` if the job is to run each of
+    /// its tokens, or if nothing is kept for others.
+    fn known(&mut self, job: &Job<Self::Sequence, Self::Data>) -> Option<usize>;
 
     /// The tokens of a sequence.
     fn len(&self, sequence: &Self::Sequence) -> usize;
@@ -39,8 +50,10 @@ pub(crate) struct Job<S, T> {
     pub(crate) tokens: Vec<u32>,
     /// Most tokens of it in a step.
     pub(crate) most: usize,
-    /// So many tokens end a piece of the prompt.
-    pub(crate) checkpoint: Option<usize>,
+    /// So many tokens end a piece of the prompt each; what was seen then is kept for others.
+    pub(crate) checkpoints: Vec<usize>,
+    /// Lower than those of jobs that came later.
+    order: u64,
     /// While it runs.
     pub(crate) sequence: Option<S>,
     /// Whatever its owner keeps with it.
@@ -75,6 +88,8 @@ pub(crate) struct Scheduler<S, T> {
     /// In the order in which they came.
     running: Vec<Job<S, T>>,
     preemptions: u64,
+    /// The jobs that came.
+    came: u64,
 }
 
 impl<S, T> Job<S, T> {
@@ -82,12 +97,28 @@ impl<S, T> Job<S, T> {
     fn left(&self, len: impl Fn(&S) -> usize) -> usize {
         self.tokens.len() - self.sequence.as_ref().map_or(0, len)
     }
+
+    /// Where a piece of its prompt ends that starts at `start`.
+    fn end_of_piece(&self, start: usize) -> usize {
+        let all = self.tokens.len();
+        let inside = self.checkpoints.iter().filter(|&&at| start < at && at < all);
+        inside.min().copied().unwrap_or(all)
+    }
+
+    /// Where another job should start from that begins with the first `shared` tokens too,
+    /// when `seen` of them are run.
+    fn fork_point(&self, seen: usize, shared: usize) -> usize {
+        let page = shared / ALIGN * ALIGN;
+        // A checkpoint that is to come anyway costs no piece more.
+        let fits = |&&at: &&usize| seen < at && at <= shared && page < at + ALIGN;
+        self.checkpoints.iter().filter(fits).max().copied().unwrap_or(page)
+    }
 }
 
 impl<S, T> Scheduler<S, T> {
     pub(crate) fn new(limits: Limits) -> Self {
         let (waiting, running) = (VecDeque::new(), Vec::new());
-        Self { limits, waiting, running, preemptions: 0 }
+        Self { limits, waiting, running, preemptions: 0, came: 0 }
     }
 
     /// Adds a job of at least one token at the end of the queue, which takes `most` tokens at
@@ -99,7 +130,9 @@ impl<S, T> Scheduler<S, T> {
         checkpoint: Option<usize>,
         data: T,
     ) {
-        self.waiting.push_back(Job { tokens, most, checkpoint, sequence: None, data });
+        let (checkpoints, order) = (checkpoint.into_iter().collect(), self.came);
+        self.came += 1;
+        self.waiting.push_back(Job { tokens, most, checkpoints, order, sequence: None, data });
     }
 
     /// Another bound for tokens of prompts in a step that generates.
@@ -151,22 +184,20 @@ impl<S, T> Scheduler<S, T> {
         &mut self,
         memory: &mut M,
     ) -> Vec<Planned> {
-        let mut plan = self.plan_decodes(memory);
-        let before = self.running.len();
+        self.reserve_decodes(memory);
         self.admit(memory);
-        // A job may start with nothing but its last token.
+        // Those that generate, and those that start with nothing but their last token.
         let last = |&index: &usize| left(memory, &self.running[index]) == 1;
-        let started = (before..self.running.len()).filter(last);
-        plan.extend(started.map(|index| Planned { index, count: 1 }));
+        let decodes = (0..self.running.len()).filter(last);
+        let mut plan: Vec<_> = decodes.map(|index| Planned { index, count: 1 }).collect();
         let Limits { prefill, mixed, .. } = self.limits;
         let budget = if plan.is_empty() { prefill } else { mixed };
         self.plan_prefills(memory, budget, &mut plan);
         plan
     }
 
-    /// One token of every job that lacks no more.
-    fn plan_decodes<M: Memory<Sequence = S, Data = T>>(&mut self, memory: &mut M) -> Vec<Planned> {
-        let mut plan = Vec::with_capacity(self.running.len());
+    /// Memory for one token of every job that lacks no more.
+    fn reserve_decodes<M: Memory<Sequence = S, Data = T>>(&mut self, memory: &mut M) {
         let mut index = 0;
         // Whoever loses memory is the last, so places before it stay.
         while index < self.running.len() {
@@ -177,26 +208,31 @@ impl<S, T> Scheduler<S, T> {
                     self.preempt_last();
                     continue;
                 }
-                plan.push(Planned { index, count: 1 });
             }
             index += 1;
         }
-        plan
     }
 
     fn preempt_last(&mut self) {
         let mut job = self.running.pop().expect("one asks for memory");
         job.sequence = None;
-        self.waiting.push_front(job);
+        // Behind older ones that are held back.
+        let place = self.waiting.partition_point(|other| other.order < job.order);
+        self.waiting.insert(place, job);
         self.preemptions += 1;
     }
 
-    /// Starts jobs as long as there is memory for all their tokens, and for each that runs to
-    /// grow by a page.
+    /// Starts jobs that need not be held back, as long as there is memory for all their
+    /// tokens, and for each that runs to grow by a page.
     fn admit<M: Memory<Sequence = S, Data = T>>(&mut self, memory: &mut M) {
-        while self.running.len() < self.limits.running
-            && let Some(job) = self.waiting.front_mut()
-        {
+        // Those held back are at the head of the queue, and their places stay theirs.
+        let mut held = 0;
+        while self.running.len() + held < self.limits.running && held < self.waiting.len() {
+            if self.is_held(memory, held) {
+                held += 1;
+                continue;
+            }
+            let job = &mut self.waiting[held];
             let Some(mut sequence) = memory.begin(job) else { break };
             let left = job.tokens.len() - memory.len(&sequence);
             let growth = self.running.len();
@@ -204,27 +240,63 @@ impl<S, T> Scheduler<S, T> {
                 break;
             }
             job.sequence = Some(sequence);
-            self.running.extend(self.waiting.pop_front());
+            let job = self.waiting.remove(held).expect("it waits");
+            let place = self.running.partition_point(|other| other.order < job.order);
+            self.running.insert(place, job);
         }
     }
 
+    /// Whether an older job is about to run a page or more of what a job that waits begins
+    /// with. That one will leave a checkpoint there.
+    fn is_held<M: Memory<Sequence = S, Data = T>>(
+        &mut self,
+        memory: &mut M,
+        waiting: usize,
+    ) -> bool {
+        let job = &self.waiting[waiting];
+        let Some(known) = memory.known(job) else { return false };
+        let mut best = None;
+        for (index, older) in self.running.iter().enumerate() {
+            let left = left(memory, older);
+            if older.order > job.order || left == 1 {
+                continue;
+            }
+            let seen = older.tokens.len() - left;
+            // One token is left to run.
+            let shared = common(&older.tokens, &job.tokens[..job.tokens.len() - 1]);
+            let at = older.fork_point(seen, shared);
+            if at > seen && at >= known + ALIGN && best.is_none_or(|(most, _)| at > most) {
+                best = Some((at, index));
+            }
+        }
+        let Some((at, index)) = best else { return false };
+        let checkpoints = &mut self.running[index].checkpoints;
+        if !checkpoints.contains(&at) {
+            checkpoints.push(at);
+        }
+        true
+    }
+
     /// Shares `budget` tokens among the prompts: half of it is the oldest's, so that it ends;
-    /// the shortest come next, so that they don't wait for long ones.
+    /// those with the shortest way to their end or a checkpoint come next, so that they, and
+    /// who is held back for them, don't wait for long ones.
     fn plan_prefills<M: Memory<Sequence = S, Data = T>>(
         &self,
         memory: &M,
         budget: usize,
         plan: &mut Vec<Planned>,
     ) {
-        let mut prompts: Vec<_> = (0..self.running.len())
-            .map(|index| (index, left(memory, &self.running[index])))
-            .filter(|&(_, left)| left > 1)
-            .collect();
+        let mut prompts: Vec<_> =
+            (0..self.running.len()).filter(|&i| left(memory, &self.running[i]) > 1).collect();
         let Some(&oldest) = prompts.first() else { return };
-        prompts[1..].sort_by_key(|&(_, left)| left);
+        prompts[1..].sort_by_key(|&index| {
+            let job = &self.running[index];
+            let start = job.tokens.len() - left(memory, job);
+            job.end_of_piece(start) - start
+        });
         let half = if prompts.len() > 1 { budget.div_ceil(2) } else { budget };
         let mut rest = budget;
-        for (n, &(index, _)) in prompts.iter().enumerate() {
+        for (n, &index) in prompts.iter().enumerate() {
             let share = if n == 0 { half } else { rest };
             let count = self.piece(memory, index, share, n == 0);
             if count > 0 {
@@ -233,9 +305,9 @@ impl<S, T> Scheduler<S, T> {
             }
         }
         // What nobody took goes to the oldest too.
-        let first = plan.iter_mut().find(|planned| planned.index == oldest.0);
+        let first = plan.iter_mut().find(|planned| planned.index == oldest);
         if let Some(first) = first {
-            first.count = self.piece(memory, oldest.0, first.count + rest, true);
+            first.count = self.piece(memory, oldest, first.count + rest, true);
         }
     }
 
@@ -249,10 +321,8 @@ impl<S, T> Scheduler<S, T> {
         forced: bool,
     ) -> usize {
         let job = &self.running[index];
-        let all = job.tokens.len();
-        let start = all - left(memory, job);
-        let end = job.checkpoint.filter(|&at| start < at && at < all).unwrap_or(all);
-        let wanted = end - start;
+        let start = job.tokens.len() - left(memory, job);
+        let wanted = job.end_of_piece(start) - start;
         let count = wanted.min(share).min(job.most);
         if count == wanted {
             return count;

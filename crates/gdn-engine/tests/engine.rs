@@ -1,6 +1,6 @@
 //! An engine gives what the model alone gives, whatever else goes on, and keeps nothing.
 
-use std::{collections::HashMap, path::PathBuf, thread, time::Duration};
+use std::{collections::HashMap, path::PathBuf, sync::mpsc, thread, time::Duration};
 
 use gdn::{DType, Place};
 use gdn_engine::{
@@ -211,6 +211,90 @@ fn a_shared_beginning_is_kept() {
         assert_eq!(said.finished.cached_tokens, cached);
         assert_eq!(said.tokens, alone(&mut model, &prompt, 5));
     }
+}
+
+/// An answer whose every token waits for word, and the engine's thread with it. Without
+/// anybody to give it, it ends.
+#[derive(Debug)]
+struct Gate {
+    word: mpsc::Receiver<()>,
+    is_over: bool,
+}
+
+impl Constraint for Gate {
+    fn mask(&mut self, _: &mut [f32]) -> Result<(), String> {
+        self.is_over = self.word.recv().is_err();
+        Ok(())
+    }
+
+    fn accept(&mut self, _: u32) -> Result<bool, String> {
+        Ok(self.is_over)
+    }
+}
+
+/// Lets the engine's thread wait in a step. What is submitted until the sender is used is
+/// heard before the next one.
+fn hold(engine: &Engine) -> (mpsc::Sender<()>, Answer) {
+    let (sender, word) = mpsc::channel();
+    let constraint: Option<Box<dyn Constraint>> = Some(Box::new(Gate { word, is_over: false }));
+    let mut answer = engine.submit(Request { constraint, ..greedy(&[1], 1000) }).unwrap();
+    assert_eq!(answer.blocking_recv(), Some(Event::Started { cached_tokens: 0 }));
+    (sender, answer)
+}
+
+/// Answers to the same prompt, and to prompts with the same beginning, run it once.
+#[test]
+fn what_comes_at_once_shares_a_beginning() {
+    let beginning: Vec<u32> = (0..300).map(|i| 20 + i % 50).collect();
+    let mut model = model();
+    for (cached_sequences, shared, ends) in
+        [(8, 256, [0, 0, 0, 0]), (8, 192, [1, 2, 3, 4]), (0, 0, [0, 0, 0, 0]), (1, 256, [0; 4])]
+    {
+        let mut options = options();
+        options.cached_sequences = cached_sequences;
+        let engine = engine(&options, 1 << 13);
+        let (gate, _busy) = hold(&engine);
+        let prompt = |end| match end {
+            0 => beginning.clone(),
+            end => [&beginning[..220], &[end; 30]].concat(),
+        };
+        let stranger = engine.submit(greedy(&[5; 200], 10)).unwrap();
+        let answers = ends.map(|end| engine.submit(greedy(&prompt(end), 10)).unwrap());
+        drop(gate);
+        for (n, (answer, end)) in answers.into_iter().zip(ends).enumerate() {
+            let said = hear(answer);
+            assert_eq!(said.tokens, alone(&mut model, &prompt(end), 10));
+            assert_eq!(said.finished.cached_tokens, if n == 0 { 0 } else { shared }, "answer {n}");
+        }
+        assert_eq!(hear(stranger).tokens, alone(&mut model, &[5; 200], 10));
+        settle(&engine);
+        assert_eq!(engine.stats().cached_tokens, 3 * shared as u64);
+    }
+}
+
+/// The one that runs the beginning goes away in the middle of it: the next runs it.
+#[test]
+fn nobody_waits_for_what_was_dropped() {
+    let mut options = options();
+    options.mixed_prefill_size = 64;
+    let engine = engine(&options, 1 << 13);
+    let prompt: Vec<u32> = (0..300).map(|i| 20 + i % 50).collect();
+    let (gate, _busy) = hold(&engine);
+    let mut first = engine.submit(greedy(&prompt, 10)).unwrap();
+    let others = [0, 1].map(|_| engine.submit(greedy(&prompt, 10)).unwrap());
+    // One step more, in which it starts.
+    gate.send(()).unwrap();
+    assert_eq!(first.blocking_recv(), Some(Event::Started { cached_tokens: 0 }));
+    assert_eq!(engine.stats().cached_tokens, 0);
+    drop(first);
+    drop(gate);
+    let expected = alone(&mut model(), &prompt, 10);
+    for (answer, cached) in others.into_iter().zip([0, 256]) {
+        let said = hear(answer);
+        assert_eq!((said.tokens, said.finished.cached_tokens), (expected.clone(), cached));
+    }
+    settle(&engine);
+    assert_eq!(engine.stats().aborted, 1);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use crate::{
     Result,
     batch::Batch,
     config::{AttentionConfig, Config},
+    memory::Room,
     weights::Tensor,
 };
 
@@ -38,6 +39,11 @@ pub(crate) trait Device: Debug + Send {
     fn vector(&mut self, values: Vec<f32>) -> Result<Self::Vector>;
     fn experts(&mut self, weights: ExpertWeights) -> Result<Self::Experts>;
     fn cache(&mut self, pages: usize) -> Result<Self::Cache>;
+    /// Its memory at this moment, if it has one of its own, and what a page takes of it in
+    /// the keys and values of a layer.
+    fn room(&self) -> Result<Option<Room>> {
+        Ok(None)
+    }
     /// Copies a page of keys and values over another.
     fn copy_page(&mut self, cache: &mut Self::Cache, from: usize, to: usize) -> Result<()>;
 

@@ -213,6 +213,22 @@ pub enum Error {
         /// The tokens of a page.
         page: usize,
     },
+    /// A GPU whose memory has no page left beside the weights and the state slots.
+    #[error(
+        "GPU memory: expected room for a page of {page} bytes of keys and values in {fraction} of {total} bytes, got {used} in use with the weights, {slots} state slots and the activations; lower the option sequences or batch_tokens, or raise memory_fraction"
+    )]
+    NoRoom {
+        /// Bytes in use, of other processes too.
+        used: usize,
+        /// All bytes.
+        total: usize,
+        /// The option `memory_fraction`.
+        fraction: f64,
+        /// The option `sequences`.
+        slots: usize,
+        /// Bytes of a page.
+        page: usize,
+    },
     /// A sequence that another model made.
     #[error("sequence: expected one that this model's `sequence` made, got another model's")]
     ForeignSequence,

@@ -9,6 +9,7 @@ use crate::{
     batch::Batch,
     config::{LayerKind, MlpConfig},
     device::{Add, Device, ExpertWeights},
+    memory::Room,
     weights::{Scope, Tensor},
 };
 
@@ -119,13 +120,13 @@ pub(crate) trait Runs: std::fmt::Debug + Send {
 }
 
 impl<D: Device> Forward<D> {
-    /// Moves the weights to the device, and makes room for so many sequences and
-    /// pages. `progress` hears of every layer.
+    /// Moves the weights to the device, and makes room for so many sequences; for none of
+    /// their pages yet. `progress` hears of every layer.
     pub(crate) fn load(
         mut device: D,
         config: &Config,
         checkpoint: &mut Checkpoint,
-        [slots, pages]: [usize; 2],
+        slots: usize,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self> {
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
@@ -137,7 +138,7 @@ impl<D: Device> Forward<D> {
         let mut blocks = Vec::with_capacity(config.layers.len());
         for (i, &kind) in config.layers.iter().enumerate() {
             progress(i);
-            let mut load = Load { device: &mut device, config, slots, pages };
+            let mut load = Load { device: &mut device, config, slots };
             blocks.push(load.block(kind, from.scope(&format!("layers.{i}")))?);
         }
         let norm = from.take_norm("norm.weight", hidden)?;
@@ -153,6 +154,24 @@ impl<D: Device> Forward<D> {
         let head = head.map(|head| device.matrix(&[head])).transpose()?;
         progress(config.layers.len());
         Ok(Self { device, embeddings, blocks, norm, head, only: None })
+    }
+
+    /// What [`Device::room`] says, with a page of all layers.
+    pub(crate) fn room(&self) -> Result<Option<Room>> {
+        let attends = |block: &&Block<D>| matches!(block.mixer, Mixer::Attention { .. });
+        let layers = self.blocks.iter().filter(attends).count();
+        let room = self.device.room()?;
+        Ok(room.map(|room| Room { page: layers * room.page, ..room }))
+    }
+
+    /// Makes room for so many pages, once.
+    pub(crate) fn make_pages(&mut self, pages: usize) -> Result<()> {
+        for block in &mut self.blocks {
+            if let Mixer::Attention { cache, .. } = &mut block.mixer {
+                *cache = self.device.cache(pages)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -286,7 +305,6 @@ struct Load<'a, D> {
     device: &'a mut D,
     config: &'a Config,
     slots: usize,
-    pages: usize,
 }
 
 impl<D: Device> Load<'_, D> {
@@ -353,7 +371,8 @@ impl<D: Device> Load<'_, D> {
             input: self.device.matrix(&input)?,
             q_norm: self.device.vector(q_norm)?,
             k_norm: self.device.vector(k_norm)?,
-            cache: self.device.cache(self.pages)?,
+            // The pages come last: how many there are may depend on what is left.
+            cache: self.device.cache(0)?,
             output: self.device.matrix(&[output])?,
         })
     }

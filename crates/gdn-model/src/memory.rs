@@ -8,6 +8,29 @@ use crate::{Error, Result};
 /// Tokens of a page.
 pub(crate) const PAGE: usize = 64;
 
+/// A device's memory, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    /// What nobody holds, of this process or another.
+    pub(crate) free: usize,
+    pub(crate) total: usize,
+    /// What a page takes.
+    pub(crate) page: usize,
+}
+
+impl Room {
+    /// The pages that fit if all that is held, by whomever, may be `fraction` of the memory.
+    pub(crate) fn pages(&self, fraction: f64) -> usize {
+        let allowed = (self.total as f64 * fraction) as usize;
+        let left = allowed.saturating_sub(self.used());
+        left.checked_div(self.page).unwrap_or(usize::MAX)
+    }
+
+    pub(crate) fn used(&self) -> usize {
+        self.total.saturating_sub(self.free)
+    }
+}
+
 /// The slots and pages of a model, those of all layers alike.
 #[derive(Debug)]
 pub(crate) struct Memory {
@@ -171,5 +194,25 @@ impl Drop for Sequence {
                 pages.push(page);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_take_what_is_left_of_a_fraction() {
+        let room = Room { free: 600, total: 1000, page: 30 };
+        assert_eq!(room.pages(1.0), 20);
+        assert_eq!(room.pages(0.88), 16);
+        assert_eq!(room.pages(0.43), 1);
+        // What is held takes more alone.
+        assert_eq!((room.pages(0.42), room.pages(0.1)), (0, 0));
+        // A model without keys and values.
+        assert_eq!(Room { page: 0, ..room }.pages(0.5), usize::MAX);
+        // Of a large GPU: 141 GB, 70 of them held, 20 KiB a token.
+        let room = Room { free: 71_000_000_000, total: 141_000_000_000, page: 64 * 20 * 1024 };
+        assert_eq!(room.pages(0.88), 54_080_000_000 / (64 * 20 * 1024));
     }
 }

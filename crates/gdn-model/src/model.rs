@@ -11,13 +11,13 @@ use crate::{
     cuda::{OnGpu, bucket},
     device::{Device, Shape},
     forward::{Forward, Observe, Operator, Runs},
-    memory::{Memory, PAGE},
+    memory::{Memory, PAGE, Room},
     ops::sample::Choice,
     sequence::GdnState,
 };
 
 /// How a model runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Options {
     /// What runs the model: the CPU, or a GPU.
@@ -39,6 +39,11 @@ pub struct Options {
     /// The tokens, of all sequences together, that there is memory for; rounded up
     /// to pages of 64. `None`: as many as one sequence can have, 65 536 at the most.
     pub tokens: Option<usize>,
+    /// On a GPU, as many tokens as fit when what is held of its memory, by this process or
+    /// others, is this fraction of it, above 0 and at most 1; `tokens` of them at the most, or
+    /// all that the sequences can have. The rest is for what comes later: logits, graphs,
+    /// kernels. `None`, and on the CPU: as many as `tokens` says.
+    pub memory_fraction: Option<f64>,
     /// The tokens that a forward pass takes at once; longer prompts are split.
     pub batch_tokens: usize,
 }
@@ -53,6 +58,7 @@ impl Default for Options {
             decode: DecodePath::Fused,
             sequences: 8,
             tokens: None,
+            memory_fraction: None,
             batch_tokens: 2048,
         }
     }
@@ -93,9 +99,33 @@ impl Options {
     pub fn tokens(self, tokens: usize) -> Self {
         Self { tokens: Some(tokens), ..self }
     }
+
+    /// These options with as many tokens as fit into this fraction of a GPU's memory.
+    pub fn memory_fraction(self, fraction: f64) -> Self {
+        Self { memory_fraction: Some(fraction), ..self }
+    }
 }
 
 impl Options {
+    /// The pages of keys and values of a model with so many positions, where there is this room
+    /// beside weights and slots.
+    fn pages(&self, positions: usize, room: Option<Room>) -> Result<usize> {
+        let (Some(fraction), Some(room)) = (self.memory_fraction, room) else {
+            return Ok(self.tokens.unwrap_or_else(|| positions.min(1 << 16)).div_ceil(PAGE));
+        };
+        let most = self.tokens.unwrap_or_else(|| self.sequences.saturating_mul(positions));
+        match room.pages(fraction).min(most.div_ceil(PAGE)) {
+            0 => Err(Error::NoRoom {
+                used: room.used(),
+                total: room.total,
+                fraction,
+                slots: self.sequences,
+                page: room.page,
+            }),
+            pages => Ok(pages),
+        }
+    }
+
     /// The dtype of activations, one of those that a device has; the first by default.
     pub(crate) fn dtype(&self, known: &[DType]) -> Result<DType> {
         match self.activations {
@@ -205,9 +235,10 @@ impl Model {
         options: &Options,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self> {
-        let tokens = options.tokens.unwrap_or_else(|| config.max_positions.min(1 << 16));
-        let (slots, pages) = (options.sequences, tokens.div_ceil(PAGE));
-        let forward = Forward::load(device, &config, checkpoint, [slots, pages], progress)?;
+        let slots = options.sequences;
+        let mut forward = Forward::load(device, &config, checkpoint, slots, progress)?;
+        let pages = options.pages(config.max_positions, forward.room()?)?;
+        forward.make_pages(pages)?;
         Ok(Self {
             config,
             runs: Box::new(forward),
@@ -500,5 +531,31 @@ impl Model {
             return Err(Error::TooLong { limit, got });
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_by_number_or_by_what_fits() {
+        let pages = |options: &Options, room| options.pages(1 << 18, room).unwrap();
+        let room = Some(Room { free: 700_000, total: 1_000_000, page: 1000 });
+        let plain = Options::default().sequences(2);
+        assert_eq!((pages(&plain, None), pages(&plain, room)), (1024, 1024));
+        assert_eq!(pages(&plain.clone().tokens(65), room), 2);
+        let fraction = plain.memory_fraction(0.8);
+        // 500 000 of 800 000 are left.
+        assert_eq!((pages(&fraction, room), pages(&fraction, None)), (500, 1024));
+        assert_eq!(pages(&fraction.clone().tokens(65), room), 2);
+        assert_eq!(pages(&fraction.clone().tokens(1 << 20), room), 500);
+        let large = Some(Room { free: 1 << 40, total: 1 << 40, page: 1 });
+        assert_eq!(pages(&fraction, large), 2 << 12, "all that two sequences can have");
+
+        let full = Some(Room { free: 200_999, total: 1_000_000, page: 1000 });
+        let error = fraction.pages(1 << 18, full).unwrap_err().to_string();
+        assert!(error.contains("0.8 of 1000000 bytes, got 799001 in use"), "{error}");
+        assert!(error.contains("2 state slots"), "{error}");
     }
 }

@@ -6,7 +6,7 @@ use futures_util::{FutureExt, future::join_all};
 use gdn_engine::{
     Answer, Constraint, Event, FinishReason, Finished, Logprobs, Request, TextOutput,
 };
-use gdn_model::Tokenizer;
+use gdn_model::{Model, Tokenizer};
 use serde::Serialize;
 
 use crate::{
@@ -159,6 +159,9 @@ impl Job {
         // Each its own random numbers.
         sampling.seed = sampling.seed.wrapping_add(choice as u64);
         let constraint = ask.grammar.as_ref().map(|grammar| grammar.start()).transpose()?;
+        // The other answers start there, if the first one runs before they come.
+        let pages = ask.prompt.len().saturating_sub(1) / Model::PAGE_TOKENS;
+        let repeated = (wanted.n > 1).then_some(pages * Model::PAGE_TOKENS);
         let request = Request {
             prompt: ask.prompt.clone(),
             sampling,
@@ -168,7 +171,7 @@ impl Job {
             logprobs: ask.logprobs,
             prompt_logprobs: ask.prompt_logprobs,
             constraint: constraint.map(|constraint| Box::new(constraint) as Box<dyn Constraint>),
-            checkpoint: ask.checkpoint,
+            checkpoint: ask.checkpoint.or(repeated),
         };
         let answer = app.engine().submit(request);
         let answer = answer.map_err(|error| ApiError::submit(error, param))?;

@@ -103,6 +103,21 @@ async fn n_answers_differ_and_come_again_with_the_seed() {
     assert_ne!(texts(&server.post(PATH, &none).await), texts(&server.post(PATH, &none).await));
 }
 
+/// `n` answers run the pages of their prompt once, whichever of them the engine hears of first.
+#[tokio::test]
+async fn n_answers_share_their_prompt() {
+    let server = start().await;
+    let prompt: Vec<u32> = (0..300).map(|i| 20 + i % 50).collect();
+    let body = json!({ "prompt": prompt, "max_tokens": 8, "temperature": 0, "ignore_eos": true });
+    let four = server.post(PATH, &with(&body, json!({ "n": 4 }))).await;
+    let stats = server.engine.stats();
+    assert_eq!((stats.prompt_tokens, stats.cached_tokens), (4 * 300, 3 * 256));
+    let one = start().await.post(PATH, &body).await;
+    for index in 0..4 {
+        assert_eq!(four["choices"][index]["text"], text(&one));
+    }
+}
+
 /// What lm_eval asks for: log probabilities of the prompt, then of one token.
 #[tokio::test]
 async fn loglikelihood_of_a_prompt() {

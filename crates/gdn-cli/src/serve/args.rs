@@ -85,10 +85,17 @@ pub(crate) struct ServeArgs {
           default_value_t = EngineOptions::default().max_queued_requests)]
     pub(crate) max_queued_requests: usize,
 
-    /// Tokens of all requests together that there is memory for [default: as many as one
-    /// request can have, 65536 at the most]
+    /// Tokens of all requests together that there is memory for [default: on a GPU what
+    /// --mem-fraction-static leaves, all that --max-running-requests can have at the most; on
+    /// the CPU as many as one request can have, 65536 at the most]
     #[arg(long, value_name = "N", value_parser = at_least_one())]
     pub(crate) max_total_tokens: Option<usize>,
+
+    /// The part of a GPU's memory, above 0 and at most 1, that weights, state slots,
+    /// activations and tokens may take, with what others hold there; the rest is for logits,
+    /// graphs and kernels. Without --max-total-tokens tokens get what is left of it
+    #[arg(long, value_name = "FRACTION", value_parser = fraction, default_value_t = 0.88)]
+    pub(crate) mem_fraction_static: f64,
 
     /// Tokens of a prompt and its answer, if less than the model has
     #[arg(long, value_name = "N", value_parser = at_least_one())]
@@ -125,6 +132,12 @@ pub(crate) struct ServeArgs {
 
     #[command(flatten)]
     pub(crate) backend: BackendArgs,
+}
+
+/// A number above 0 and at most 1.
+fn fraction(text: &str) -> Result<f64, String> {
+    let fraction = text.parse().ok().filter(|&fraction| fraction > 0.0 && fraction <= 1.0);
+    fraction.ok_or_else(|| "expected a number above 0 and at most 1".to_owned())
 }
 
 impl ServeArgs {

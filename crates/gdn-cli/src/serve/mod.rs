@@ -12,7 +12,7 @@ use std::{
 use anyhow::Context;
 use gdn::{Place, PrefillForm};
 use gdn_engine::Engine;
-use gdn_model::{ChatTemplate, Checkpoint, Config, Model, Options};
+use gdn_model::{ChatTemplate, Checkpoint, Config, Error, Model, Options};
 use gdn_server::{App, ModelText};
 use tokio::net::TcpListener;
 
@@ -46,7 +46,6 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
 /// Loads what the flags name, and starts an engine for it.
 fn load(args: &ServeArgs) -> anyhow::Result<App> {
     let options = args.engine_options();
-    let of_model = Engine::model_options(&options, model_options(args));
     let located = match &args.preset {
         Some(_) => Located::of(None)?,
         None => Located::of(args.model.as_deref())?,
@@ -63,11 +62,12 @@ fn load(args: &ServeArgs) -> anyhow::Result<App> {
         }
     };
     let text = text(args, &located, config.vocab_size)?;
+    let of_model = Engine::model_options(&options, model_options(args, config.max_positions));
     let bar = progress_bar("loading", "layer", config.layers.len());
     let progress = &mut |layers| bar.set_position(layers as u64);
     let model = Model::new(config, &mut checkpoint, &of_model, progress);
     bar.finish_and_clear();
-    let mut model = model.with_context(|| format!("{} can't be loaded", args.name()))?;
+    let mut model = model.map_err(|error| cant_be_loaded(args, error))?;
     if args.preset.is_none() && args.load_format == LoadFormat::Safetensors {
         checkpoint.finish()?;
     }
@@ -79,20 +79,53 @@ fn load(args: &ServeArgs) -> anyhow::Result<App> {
     let warm = model.warm_up(progress);
     bar.finish_and_clear();
     warm.context("the model does not run")?;
+    if of_model.memory_fraction.is_some() {
+        say(&format!("there is memory for {} tokens", model.free().1));
+    }
     let engine = Engine::start(model, options).context("the engine can't be started")?;
     Ok(App::new(engine, text, server_options(args)))
 }
 
-fn model_options(args: &ServeArgs) -> Options {
+/// Options of a model with so many positions.
+fn model_options(args: &ServeArgs, positions: usize) -> Options {
     let prefill = args.prefill.unwrap_or(match args.backend.place() {
         Place::Host => PrefillForm::Recurrent,
         Place::Cuda(_) => PrefillForm::Chunked,
     });
     let options = args.backend.options().prefill(prefill);
-    match args.max_total_tokens {
-        Some(tokens) => options.tokens(tokens),
-        None => options,
+    match (args.max_total_tokens, args.backend.place()) {
+        (Some(tokens), _) => options.tokens(tokens),
+        (None, Place::Host) => options,
+        (None, Place::Cuda(_)) => {
+            let each = args.context_length.unwrap_or(positions).min(positions);
+            let most = args.max_running_requests.saturating_mul(each);
+            options.tokens(most).memory_fraction(args.mem_fraction_static)
+        }
     }
+}
+
+/// Says what to change where it may be memory that lacks.
+fn cant_be_loaded(args: &ServeArgs, error: Error) -> anyhow::Error {
+    let what = format!("{} can't be loaded", args.name());
+    let is_gpu = |error: &gdn::Error| matches!(error.kind(), gdn::ErrorKind::Device { .. });
+    let options = args.engine_options();
+    let slots = format!(
+        "lower --max-running-requests ({}) or --cached-sequences ({}), which take a state slot each",
+        options.max_running_requests, options.cached_sequences
+    );
+    let what = match &error {
+        Error::NoRoom { .. } => format!(
+            "{what}: {slots}, or --chunked-prefill-size ({}), or raise --mem-fraction-static ({})",
+            options.chunked_prefill_size, args.mem_fraction_static
+        ),
+        Error::Gdn(error) if is_gpu(error) => {
+            let tokens =
+                args.max_total_tokens.map(|tokens| format!(", or --max-total-tokens ({tokens})"));
+            format!("{what}; if the GPU lacks memory, {slots}{}", tokens.unwrap_or_default())
+        }
+        _ => what,
+    };
+    anyhow::Error::new(error).context(what)
 }
 
 /// Of another folder, of the model's, or made up with the weights.
@@ -154,4 +187,56 @@ fn first_signal() -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
 /// Says something on stderr; where that is closed there is nobody to tell.
 fn say(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: ServeArgs,
+    }
+
+    /// The tokens, and the fraction, for a model with 1000 positions.
+    fn memory(flags: &str) -> (Option<usize>, Option<f64>) {
+        let args = Cli::parse_from(format!("gdn {flags}").split_whitespace()).args;
+        let options = model_options(&args, 1000);
+        (options.tokens, options.memory_fraction)
+    }
+
+    #[test]
+    fn tokens_are_named_or_what_a_gpu_has_left() {
+        assert_eq!(memory(""), (None, None));
+        assert_eq!(memory("--mem-fraction-static 0.5"), (None, None));
+        assert_eq!(memory("--max-total-tokens 7"), (Some(7), None));
+        let gpu = |flags: &str| memory(&format!("--backend cuda {flags}"));
+        assert_eq!(gpu("--max-total-tokens 7 --mem-fraction-static 0.5"), (Some(7), None));
+        assert_eq!(gpu("--max-running-requests 3"), (Some(3000), Some(0.88)));
+        assert_eq!(gpu("--mem-fraction-static 1"), (Some(8000), Some(1.0)));
+        assert_eq!(gpu("--context-length 100"), (Some(800), Some(0.88)));
+        assert_eq!(gpu("--context-length 2000"), (Some(8000), Some(0.88)));
+    }
+
+    #[test]
+    fn who_lacks_memory_hears_of_flags() {
+        let flags = ["gdn", "--preset", "qwen3.5-0.8b", "--mem-fraction-static", "0.3"];
+        let args = Cli::parse_from(flags).args;
+        let lacks = Error::NoRoom { used: 9, total: 10, fraction: 0.3, slots: 16, page: 2 };
+        let error = format!("{:#}", cant_be_loaded(&args, lacks));
+        for part in [
+            "qwen3.5-0.8b can't be loaded",
+            "--max-running-requests (8)",
+            "--cached-sequences (8)",
+            "raise --mem-fraction-static (0.3)",
+            "got 9 in use",
+        ] {
+            assert!(error.contains(part), "{part} is not in: {error}");
+        }
+        let error = format!("{:#}", cant_be_loaded(&args, Error::NoTokens));
+        assert!(!error.contains("--"), "{error}");
+    }
 }

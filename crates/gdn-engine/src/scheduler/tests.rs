@@ -19,6 +19,9 @@ struct Sim {
     free: Rc<RefCell<Free>>,
     /// Tokens of every prompt that are known.
     known: usize,
+    /// The checkpoints that are kept, the latest last, and how many may be. `None` if jobs
+    /// know nothing of each other.
+    kept: Option<(Vec<Vec<u32>>, usize)>,
 }
 
 #[derive(Debug)]
@@ -46,7 +49,21 @@ struct Spec {
 
 impl Sim {
     fn new(slots: usize, pages: usize, known: usize) -> Self {
-        Self { free: Rc::new(RefCell::new(Free { slots, pages })), known }
+        Self { free: Rc::new(RefCell::new(Free { slots, pages })), known, kept: None }
+    }
+
+    fn keep(&mut self, tokens: &[u32]) {
+        let Some((kept, most)) = &mut self.kept else { return };
+        kept.push(tokens.to_vec());
+        if kept.len() > *most {
+            kept.remove(0);
+        }
+    }
+
+    fn kept_of(&self, tokens: &[u32]) -> usize {
+        let kept = self.kept.iter().flat_map(|(kept, _)| kept);
+        let fits = kept.filter(|kept| kept.len() < tokens.len() && tokens.starts_with(kept));
+        fits.map(Vec::len).max().unwrap_or(0).max(self.known.min(tokens.len() - 1))
     }
 }
 
@@ -60,11 +77,15 @@ impl Memory for Sim {
             free.slots = free.slots.checked_sub(1)?;
         }
         let mut sequence = Seq { free: self.free.clone(), len: 0, pages: 0 };
-        let known = self.known.min(job.tokens.len() - 1);
+        let known = self.kept_of(&job.tokens);
         if self.reserve(&mut sequence, known) {
             sequence.len = known;
         }
         Some(sequence)
+    }
+
+    fn known(&mut self, job: &Job<Seq, Spec>) -> Option<usize> {
+        self.kept.as_ref().map(|_| self.kept_of(&job.tokens))
     }
 
     fn len(&self, sequence: &Seq) -> usize {
@@ -93,11 +114,30 @@ fn add(jobs: &mut Jobs, spec: Spec) {
     jobs.add(vec![0; spec.prompt], usize::MAX, None, spec);
 }
 
+/// Adds a job whose prompt has its first `shared` tokens in common with others.
+fn add_like(jobs: &mut Jobs, shared: usize, spec: Spec) {
+    let own = |at| if at < shared { 0 } else { 1 + spec.id as u32 };
+    jobs.add((0..spec.prompt).map(own).collect(), usize::MAX, None, spec);
+}
+
+/// Whether an older job runs a page or more of what a job begins with.
+fn may_be_held(jobs: &Jobs, memory: &Sim, job: &Job<Seq, Spec>) -> bool {
+    let known = memory.kept_of(&job.tokens);
+    memory.kept.is_some()
+        && jobs.running.iter().any(|older| {
+            let seen = older.sequence.as_ref().unwrap().len;
+            let shared = common(&older.tokens, &job.tokens).min(job.tokens.len() - 1);
+            older.data.id < job.data.id && shared > seen && shared >= known + PAGE
+        })
+}
+
 /// Plans a step, checks it and does it; returns those that ended.
 fn step(jobs: &mut Jobs, memory: &mut Sim, limits: Limits) -> Vec<Spec> {
     let plan = jobs.plan(memory);
     assert!(!plan.is_empty() || jobs.is_idle(), "somebody goes on");
     assert!(jobs.running().len() <= limits.running);
+    assert!(jobs.running.iter().map(|job| job.data.id).is_sorted(), "by age");
+    assert!(jobs.waiting.iter().map(|job| job.data.id).is_sorted(), "by age");
     assert_eq!(plan.iter().filter(|p| p.index == 0).count(), 1, "the oldest goes on");
     let (mut prompts, mut decodes) = (0, 0);
     let mut seen = vec![false; jobs.running().len()];
@@ -114,6 +154,9 @@ fn step(jobs: &mut Jobs, memory: &mut Sim, limits: Limits) -> Vec<Spec> {
         }
         sequence.len += count;
         assert!(sequence.len <= sequence.pages * PAGE, "it has the pages");
+        if job.checkpoints.contains(&sequence.len) {
+            memory.keep(&job.tokens[..sequence.len]);
+        }
         if sequence.len == all {
             job.tokens.push(0);
         }
@@ -140,16 +183,21 @@ proptest! {
         limits in limits(),
         pages in 10usize..60,
         known in prop::sample::select(vec![0, 1, 64, 100]),
-        jobs in prop::collection::vec((1usize..600, 1usize..40, 0usize..6, any::<u8>()), 1..40),
+        kept in prop::option::of(0usize..4),
+        jobs in prop::collection::vec(
+            (1usize..600, 1usize..40, 0usize..6, any::<u8>(), 0usize..600),
+            1..40,
+        ),
     ) {
         let mut memory = Sim::new(limits.running, pages, known);
+        memory.kept = kept.map(|most| (Vec::new(), most));
         let mut scheduler = Jobs::new(limits);
         let mut ended = HashMap::new();
         let mut aborted = 0;
         let mut budget = 1000;
-        for (id, &(prompt, generate, wait, abort)) in jobs.iter().enumerate() {
+        for (id, &(prompt, generate, wait, abort, shared)) in jobs.iter().enumerate() {
             budget += (prompt + generate) * 20;
-            add(&mut scheduler, Spec { id, prompt, generate });
+            add_like(&mut scheduler, shared, Spec { id, prompt, generate });
             for _ in 0..wait {
                 if !scheduler.is_idle() {
                     for spec in step(&mut scheduler, &mut memory, limits) {
@@ -173,6 +221,40 @@ proptest! {
         prop_assert_eq!(ended.len() + aborted, jobs.len());
         let free = memory.free.borrow();
         prop_assert_eq!((free.slots, free.pages), (limits.running, pages));
+    }
+
+    /// With memory for all, who starts before an older one passes only those held back, and
+    /// takes none of their places. Beginnings are run once where checkpoints are kept.
+    #[test]
+    fn who_is_held_back_keeps_its_place(
+        limits in limits(),
+        kept in prop::sample::select(vec![0, 2, 1000]),
+        jobs in prop::collection::vec((1usize..600, 0usize..4, 0usize..600), 2..30),
+    ) {
+        let mut memory = Sim::new(limits.running, 1 << 20, 0);
+        memory.kept = Some((Vec::new(), kept));
+        let mut scheduler = Jobs::new(limits);
+        let mut arrivals = jobs.iter().enumerate();
+        let mut waits = 0;
+        loop {
+            while waits == 0 {
+                let Some((id, &(prompt, wait, shared))) = arrivals.next() else { break };
+                add_like(&mut scheduler, shared, Spec { id, prompt, generate: 3 });
+                waits = wait;
+            }
+            waits = waits.saturating_sub(1);
+            if scheduler.is_idle() && arrivals.len() == 0 {
+                break;
+            }
+            // What holds somebody back is there before the step, or starts in it.
+            scheduler.admit(&mut memory);
+            let places = limits.running - scheduler.running.len();
+            for job in scheduler.waiting.iter().take(places) {
+                prop_assert!(may_be_held(&scheduler, &memory, job), "{:?} could start", job.data);
+            }
+            step(&mut scheduler, &mut memory, limits);
+        }
+        prop_assert_eq!(scheduler.preemptions(), 0);
     }
 
     /// Without preemption jobs start in the order in which they came.
@@ -288,4 +370,99 @@ fn small_pieces_are_not_made_smaller_still() {
         ends.extend(jobs.running().first().map(|job| job.sequence.as_ref().unwrap().len));
     }
     assert_eq!(ends, [48, 96, 128]);
+}
+
+/// Steps until all have ended; returns who ran how many tokens.
+fn run_all(jobs: &mut Jobs, memory: &mut Sim, limits: Limits) -> HashMap<usize, usize> {
+    let mut ran = HashMap::new();
+    while !jobs.is_idle() {
+        let lens = |jobs: &Jobs| -> HashMap<usize, usize> {
+            let running = jobs.running.iter();
+            running.map(|job| (job.data.id, job.sequence.as_ref().unwrap().len)).collect()
+        };
+        jobs.admit(memory);
+        let before = lens(jobs);
+        let ended = step(jobs, memory, limits);
+        let mut after = lens(jobs);
+        after.extend(ended.iter().map(|spec| (spec.id, spec.prompt + spec.generate - 1)));
+        for (id, len) in after {
+            *ran.entry(id).or_insert(0) += len - before[&id];
+        }
+    }
+    ran
+}
+
+#[test]
+fn a_beginning_is_run_once() {
+    let mut memory = Sim::new(8, 1 << 20, 0);
+    memory.kept = Some((Vec::new(), 4));
+    let mut jobs = Jobs::new(LIMITS);
+    // The same prompt, one that parts from it, and one that is all that two have in common.
+    for (id, (shared, prompt)) in
+        [(300, 300), (300, 300), (200, 300), (128, 128)].iter().enumerate()
+    {
+        add_like(&mut jobs, *shared, Spec { id, prompt: *prompt, generate: 1 });
+    }
+    let ran = run_all(&mut jobs, &mut memory, LIMITS);
+    assert_eq!(ran, HashMap::from([(0, 300), (1, 300 - 256), (2, 300 - 192), (3, 64)]));
+    // Where nothing can be kept all run, and nobody waits for what does not come.
+    memory.kept = Some((Vec::new(), 0));
+    for id in 0..3 {
+        add_like(&mut jobs, 300, Spec { id, prompt: 300, generate: 1 });
+    }
+    let ran = run_all(&mut jobs, &mut memory, LIMITS);
+    assert_eq!(ran, HashMap::from([(0, 300), (1, 300), (2, 300)]));
+}
+
+/// Whoever has nothing in common with a job that is held back starts before it, but not in
+/// its place.
+#[test]
+fn strangers_pass_who_is_held_back() {
+    let limits = Limits { running: 3, prefill: 64, mixed: 64 };
+    let mut memory = Sim::new(3, 1 << 20, 0);
+    memory.kept = Some((Vec::new(), 4));
+    let mut jobs = Jobs::new(limits);
+    for (id, shared) in [(0, 600), (1, 600), (2, 0), (3, 0)] {
+        add_like(&mut jobs, shared, Spec { id, prompt: 700, generate: 1 });
+    }
+    step(&mut jobs, &mut memory, limits);
+    let ids = |jobs: &Jobs| jobs.running.iter().map(|job| job.data.id).collect::<Vec<_>>();
+    assert_eq!(ids(&jobs), [0, 2]);
+    // The one that it waits for goes away: it starts, in its order.
+    jobs.take(|job| job.data.id == 0);
+    step(&mut jobs, &mut memory, limits);
+    assert_eq!(ids(&jobs), [1, 2, 3]);
+}
+
+/// Whoever loses its memory waits behind those held back that came earlier.
+#[test]
+fn who_gives_way_passes_nobody() {
+    let limits = Limits { running: 3, prefill: 64, mixed: 64 };
+    let mut memory = Sim::new(3, 102, 0);
+    memory.kept = Some((Vec::new(), 4));
+    let mut jobs = Jobs::new(limits);
+    for (id, shared, prompt) in [(0, 6400, 6400), (1, 6400, 6400), (2, 0, 60)] {
+        add_like(&mut jobs, shared, Spec { id, prompt, generate: 90 });
+    }
+    while jobs.preemptions() == 0 {
+        step(&mut jobs, &mut memory, limits);
+    }
+    assert_eq!(jobs.waiting.iter().map(|job| job.data.id).collect::<Vec<_>>(), [1, 2]);
+}
+
+/// A short way to a checkpoint counts as a short prompt: others are held back for it.
+#[test]
+fn who_is_waited_for_does_not_wait_for_short_prompts() {
+    let mut memory = Sim::new(8, 1 << 20, 0);
+    memory.kept = Some((Vec::new(), 4));
+    let mut jobs = Jobs::new(LIMITS);
+    add_like(&mut jobs, 0, Spec { id: 0, prompt: 100_000, generate: 1 });
+    add_like(&mut jobs, 128, Spec { id: 1, prompt: 90_000, generate: 1 });
+    add_like(&mut jobs, 128, Spec { id: 2, prompt: 160, generate: 1 });
+    let mut ended = Vec::new();
+    for id in 3..6 {
+        add_like(&mut jobs, 0, Spec { id, prompt: 250, generate: 1 });
+        ended.extend(step(&mut jobs, &mut memory, LIMITS).iter().map(|spec| spec.id));
+    }
+    assert!(ended.contains(&2), "{ended:?}");
 }

@@ -8,11 +8,13 @@ use gdn::{
     Backend, Cuda, DType, DecodePath, Layer, LayerStep, PoolOptions, Prefill, PrefillForm,
     StatePool, bf16, cuda::runtime::Block,
 };
-use gdn_cuda::{Event, GraphExec, Stream};
+use gdn_cuda::{GraphExec, MemoryInfo};
 
 use super::{
     Gpu,
+    beside::Beside,
     buffers::{Buffers, heads_of, padded},
+    failed,
     memory::{Alike, Cache, Experts, Integers, Matrix, Vector, bucket, cache_bytes},
 };
 use crate::{
@@ -20,6 +22,7 @@ use crate::{
     batch::Batch,
     config::AttentionConfig,
     device::{Add, Device, ExpertWeights, GdnInputs, Shape},
+    memory::Room,
     ops::{
         self,
         attention::cuda::{self as attention, Chunk, Tile},
@@ -43,44 +46,6 @@ pub(crate) struct OnGpu {
     tiles: (attention::PrefillForm, Vec<Tile>),
     rows: Buffers,
     graphs: HashMap<Alike, Recorded>,
-}
-
-/// Where a mixed pass runs the recurrence of its prompts, a chain of small kernels, beside that
-/// of single tokens.
-#[derive(Debug)]
-struct Beside {
-    cuda: Cuda,
-    main: Stream,
-    stream: Stream,
-    begin: Event,
-    end: Event,
-}
-
-impl Beside {
-    fn new(cuda: &Cuda) -> Result<Option<Self>> {
-        let (Some(main), Some(cuda)) = (cuda.runtime().stream().cloned(), cuda.beside()?) else {
-            return Ok(None);
-        };
-        let stream = cuda.stream().clone();
-        let event = || {
-            let ordinal = stream.device().info().ordinal;
-            Event::untimed(stream.device()).map_err(|error| failed(error, ordinal))
-        };
-        let (begin, end) = (event()?, event()?);
-        Ok(Some(Self { cuda, main, stream, begin, end }))
-    }
-
-    /// What is enqueued here from now on starts behind all that the first stream has.
-    fn begin(&self) -> Result<()> {
-        let begun = self.main.record(&self.begin).and_then(|()| self.stream.wait(&self.begin));
-        begun.map_err(|error| failed(error, self.stream.device().info().ordinal))
-    }
-
-    /// What the first stream is given from now on starts behind all that was enqueued here.
-    fn end(&self) -> Result<()> {
-        let ended = self.stream.record(&self.end).and_then(|()| self.main.wait(&self.end));
-        ended.map_err(|error| failed(error, self.stream.device().info().ordinal))
-    }
 }
 
 /// A pass that was run once is recorded the second time.
@@ -221,6 +186,13 @@ impl Device for OnGpu {
         let bytes = cache_bytes(pages, attention.kv_heads, attention.head_dim, self.act());
         let block = || Block::new(&self.gpu.runtime, bytes);
         Ok(Cache { keys: block()?, values: block()?, pages })
+    }
+
+    fn room(&self) -> Result<Option<Room>> {
+        let AttentionConfig { kv_heads, head_dim, .. } = self.shape.attention;
+        let page = 2 * cache_bytes(1, kv_heads, head_dim, self.act());
+        let memory = self.gpu.runtime.memory()?;
+        Ok(memory.map(|MemoryInfo { free, total }| Room { free, total, page }))
     }
 
     fn copy_page(&mut self, cache: &mut Cache, from: usize, to: usize) -> Result<()> {
@@ -623,9 +595,4 @@ impl From<gdn_cuda::Error> for Captured {
     fn from(error: gdn_cuda::Error) -> Self {
         Self::Graph(error)
     }
-}
-
-fn failed(error: gdn_cuda::Error, gpu: usize) -> Error {
-    let (place, reason) = (gdn::Place::Cuda(gpu), error.to_string());
-    gdn::Error::from(gdn::ErrorKind::Device { place, reason }).into()
 }

@@ -20,6 +20,7 @@ use gdn::{
         tiles::{Geometry, Gpu},
     },
 };
+use gdn_cuda::MemoryInfo;
 
 use crate::{Checkpoint, Config, Logits, Model, Options, PRESETS, Result, Turn};
 
@@ -96,9 +97,13 @@ fn run(recorder: &Arc<Recorder>, mut config: Config, activations: DType) -> Resu
     Ok(())
 }
 
+/// The first address, and the bytes behind it.
+const FIRST: u64 = 1 << 20;
+const TOTAL: usize = 141 << 30;
+
 type Key = (String, Vec<(&'static str, String)>, &'static str);
 
-/// A GPU with any amount of memory, none of which is there.
+/// A GPU of which no memory is there; what drops counts as held.
 #[derive(Debug)]
 struct Recorder {
     gpu: Gpu,
@@ -108,7 +113,7 @@ struct Recorder {
 
 impl Recorder {
     fn new(gpu: Gpu) -> Self {
-        Self { gpu, next: AtomicU64::new(1 << 20), picked: Arc::default() }
+        Self { gpu, next: AtomicU64::new(FIRST), picked: Arc::default() }
     }
 }
 
@@ -143,6 +148,11 @@ impl Runtime for Recorder {
     fn allocate(&self, bytes: usize) -> gdn::Result<(u64, Box<dyn Any + Send + Sync>)> {
         let bytes = (bytes as u64).next_multiple_of(256);
         Ok((self.next.fetch_add(bytes, Ordering::Relaxed), Box::new(())))
+    }
+
+    fn memory(&self) -> gdn::Result<Option<MemoryInfo>> {
+        let held = (self.next.load(Ordering::Relaxed) - FIRST) as usize;
+        Ok(Some(MemoryInfo { free: TOTAL.saturating_sub(held), total: TOTAL }))
     }
 
     unsafe fn upload(&self, _: u64, _: &[u8]) -> gdn::Result<()> {
@@ -183,5 +193,44 @@ impl Runtime for Recorder {
 
     fn synchronize(&self) -> gdn::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Error;
+
+    fn load(recorder: &Arc<Recorder>, options: &Options) -> Result<Model> {
+        let (cuda, config) =
+            (Cuda::on_runtime(recorder.clone())?, Config::preset("qwen3.5-35b-a3b")?);
+        Model::on_cuda(cuda, config, &mut Checkpoint::dummy(0), options, &mut |_| {})
+    }
+
+    /// All that a model allocates is counted, whatever it is for.
+    #[test]
+    fn tokens_fill_a_fraction_of_the_memory() {
+        let gpu = Gpu {
+            name: "a test's".to_owned(),
+            capability: 90,
+            multiprocessors: 132,
+            shared_bytes: 232_448,
+            memory_gb_s: 4000,
+        };
+        let options = Options::default().device(Place::Cuda(0));
+        let options = options.sequences(136).memory_fraction(0.88);
+        let recorder = Arc::new(Recorder::new(gpu));
+        let model = load(&recorder, &options).unwrap();
+        let held = |recorder: &Recorder| TOTAL - recorder.memory().unwrap().unwrap().free;
+        let allowed = (0.88 * TOTAL as f64) as usize;
+        // A page of 20 KiB a token.
+        let page = 64 * 20 * 1024;
+        let held = held(&recorder);
+        assert!(held <= allowed && allowed - held < page, "{held} of {allowed}");
+        assert!(model.free().1 > 2_000_000, "{}", model.free().1);
+
+        // What there is already is held by others; the second model finds no page.
+        let error = load(&recorder, &options).unwrap_err();
+        assert!(matches!(error, Error::NoRoom { slots: 136, .. }), "{error}");
     }
 }

@@ -1,6 +1,7 @@
 //! A GPU, and what the CUDA halves of the operators share.
 #![expect(unsafe_code, reason = "launches trust the addresses that they get")]
 
+mod beside;
 mod buffers;
 mod device;
 pub mod kernels;
@@ -24,7 +25,7 @@ use gdn::{
     },
 };
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// What the sources include: the headers of `gdn`, and those of this crate.
 static HEADERS: LazyLock<Vec<(&'static str, &'static str)>> = LazyLock::new(|| {
@@ -135,4 +136,10 @@ impl Hash for File {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.name.hash(state);
     }
+}
+
+/// Of the driver, about a GPU.
+fn failed(error: gdn_cuda::Error, gpu: usize) -> Error {
+    let (place, reason) = (gdn::Place::Cuda(gpu), error.to_string());
+    gdn::Error::from(gdn::ErrorKind::Device { place, reason }).into()
 }

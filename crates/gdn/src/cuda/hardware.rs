@@ -10,7 +10,7 @@ use std::{
 
 use gdn_cuda::{
     Arena, DevicePtr, DeviceSlice, DeviceSliceMut, Function, KernelCache, KernelSource,
-    LaunchConfig, PinnedBuffer, Stream,
+    LaunchConfig, MemoryInfo, PinnedBuffer, Stream,
 };
 
 use super::{
@@ -168,6 +168,10 @@ impl Runtime for Hardware {
         let buffer = Arena::new(self.stream.device(), bytes).and_then(|a| a.alloc::<u8>(bytes));
         let buffer = buffer.map_err(|e| self.refused(e))?;
         Ok((buffer.ptr().address(), Box::new(buffer)))
+    }
+
+    fn memory(&self) -> Result<Option<MemoryInfo>> {
+        self.stream.device().memory().map(Some).map_err(|e| self.refused(e))
     }
 
     unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {

@@ -4,7 +4,7 @@
 
 use std::{any::Any, fmt, sync::Arc};
 
-use gdn_cuda::Stream;
+use gdn_cuda::{MemoryInfo, Stream};
 
 use super::{
     kernel::Kernel,
@@ -53,6 +53,14 @@ pub trait Runtime: fmt::Debug + Send + Sync {
     /// # Errors
     /// [`ErrorKind::Device`](crate::ErrorKind::Device) if there is not as much.
     fn allocate(&self, bytes: usize) -> Result<(u64, Box<dyn Any + Send + Sync>)>;
+
+    /// Its memory at this moment; `None` where that has no bounds of its own, as in tests.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`](crate::ErrorKind::Device).
+    fn memory(&self) -> Result<Option<MemoryInfo>> {
+        Ok(None)
+    }
 
     /// Copies `bytes` to the device, in order with all work. They may change when it returns.
     ///

@@ -33,48 +33,48 @@ pub(crate) struct Tokens {
 #[derive(Debug, Default)]
 pub(crate) struct LastTokens {
     lengths: Vec<usize>,
-    tokens: Option<Tokens>,
     buffer: Buffer,
 }
 
 impl LastTokens {
     /// Uploads what the kernels look up, unless it is there.
     pub(crate) fn get(&mut self, runtime: &Arc<dyn Runtime>, lengths: &[usize]) -> Result<Tokens> {
-        if let Some(tokens) = self.tokens
-            && self.lengths == lengths
-        {
-            return Ok(tokens);
-        }
-        self.tokens = None;
-        lengths.clone_into(&mut self.lengths);
-        let (mut starts, mut first) = (vec![0i32], Vec::with_capacity(lengths.len()));
-        let (mut sequences, mut chunks) = (Vec::new(), Vec::new());
-        for (sequence, &length) in lengths.iter().enumerate() {
-            first.push(chunks.len() as i32);
-            let of = |count| std::iter::repeat_n(sequence as i32, count);
-            sequences.extend(of(length));
-            chunks.extend(of(length.div_ceil(CHUNK)));
-            starts.push(sequences.len() as i32);
-        }
-        let all = [starts, first, sequences, chunks];
-        let integers = all.concat();
-        let block = self.buffer.get(runtime, size_of_val(&integers[..]))?;
-        block.upload(0, bytemuck::cast_slice(&integers))?;
-        let start = block.address();
-        let at = |n: usize| start + 4 * all[..n].iter().map(Vec::len).sum::<usize>() as u64;
+        let (sequences, tokens) = (lengths.len(), lengths.iter().sum());
+        let chunks: usize = lengths.iter().map(|length| length.div_ceil(CHUNK)).sum();
+        // Where sequences start, their first chunks, each token's sequence, each chunk's.
+        let parts = [sequences + 1, sequences, tokens, chunks];
+        let block = self.buffer.get(runtime, 4 * parts.iter().sum::<usize>())?;
+        let at = |n: usize| block.address() + 4 * parts[..n].iter().sum::<usize>() as u64;
         let chunks = params::Chunks {
             cu: at(0),
             first: at(1),
             seq: at(3),
             qk: 0,
             v: 0,
-            count: all[3].len() as u32,
+            count: chunks as u32,
             pad: 0,
         };
-        let tokens = Tokens { count: all[2].len(), sequences: at(2), chunks };
-        self.tokens = Some(tokens);
+        let tokens = Tokens { count: tokens, sequences: at(2), chunks };
+        if self.lengths != lengths {
+            self.lengths.clear();
+            block.upload(0, bytemuck::cast_slice(&lookup(lengths).concat()))?;
+            lengths.clone_into(&mut self.lengths);
+        }
         Ok(tokens)
     }
+}
+
+fn lookup(lengths: &[usize]) -> [Vec<i32>; 4] {
+    let (mut starts, mut first) = (vec![0], Vec::with_capacity(lengths.len()));
+    let (mut sequences, mut chunks) = (Vec::new(), Vec::new());
+    for (sequence, &length) in lengths.iter().enumerate() {
+        first.push(chunks.len() as i32);
+        let of = |count| std::iter::repeat_n(sequence as i32, count);
+        sequences.extend(of(length));
+        chunks.extend(of(length.div_ceil(CHUNK)));
+        starts.push(sequences.len() as i32);
+    }
+    [starts, first, sequences, chunks]
 }
 
 /// The recurrent form.
