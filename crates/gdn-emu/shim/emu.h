@@ -67,7 +67,7 @@ enum Status : int { DONE = 0, DEADLOCK = 1 };
 
 // Every parameter struct is larger than two registers, so it is passed as a copy on the stack, and
 // a larger copy does for all of them: a kernel looks at its own part.
-struct alignas(8) Params { char bytes[256]; };
+struct alignas(8) Params { char bytes[4096]; };
 typedef void (*Kernel)(Params);
 
 constexpr size_t STACK = 256 * 1024;

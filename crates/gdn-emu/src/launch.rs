@@ -63,7 +63,7 @@ impl Kernels {
     /// as the kernel expects, which nobody else uses meanwhile.
     pub unsafe fn launch(&self, entry: &str, launch: Launch, params: &[u8]) -> Result<()> {
         // What the shim passes in two registers would not reach the kernel, nor what it cuts off.
-        assert!((17..=256).contains(&params.len()), "{entry}: not a parameter struct");
+        assert!((17..=4096).contains(&params.len()), "{entry}: not a parameter struct");
         assert!(launch.grid[0].is_multiple_of(launch.cluster), "{entry}: clusters divide the grid");
         let library = lock(&self.library);
         // SAFETY: `entry` is a function of this library, looked up as an address; the shim calls

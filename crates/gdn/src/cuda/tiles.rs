@@ -403,10 +403,10 @@ pub(crate) fn qk_dtype(activations: DType) -> DType {
     if activations == DType::BF16 { DType::F16 } else { DType::F32 }
 }
 
-/// The shared memory of the chunked form's first step: q and k, and four numbers a
-/// token.
+/// The shared memory of the chunked form's first step: q and k, four numbers a token, and
+/// how much each token has decayed since each.
 pub fn prepare_shared(k: usize, activations: DType) -> usize {
-    2 * chunk_qk_bytes(k, activations) + 4 * CHUNK * 4
+    2 * chunk_qk_bytes(k, activations) + (4 * CHUNK + CHUNK * (CHUNK + 1)) * 4
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ template <bool> struct QkType { typedef f32 type; };
 template <> struct QkType<false> { typedef f16 type; };
 typedef QkType<EXACT>::type qk_t;
 
-constexpr int CHUNK = 64, STRIP = 16;
+constexpr int CHUNK = 64, STRIP = 4;  // short strips: a piece of a prompt waits for one
 constexpr int QK = K_DIM + 8, SQUARE = CHUNK + 8, VS = 16 * WARPS + 4;  // row strides in shared memory, free of conflicts
 
 // Tokens [t0, t0 + n) of a sequence.
@@ -111,20 +111,43 @@ constexpr int TS = CHUNK + 1;  // row stride of what single lanes read
 DEV float kept(float x) { return EXACT ? x : bits_f(tf32(x)); }
 
 // Grid: (h * groups, y, z), y * z >= chunks; 128 threads. Dynamic shared memory: q and k, [64, QK]
-// each, whose place the squares take later, and 4 * 64 floats.
+// each, whose place the squares take later, 4 * 64 floats and the decays, [64, TS].
 extern "C" __global__ void __launch_bounds__(128) gdn_chunk_prepare(const __grid_constant__ ChunkParams f) {
-  pdl_wait();
-  pdl_trigger();
   const PackedParams& p = f.p;
   const u32 index = grid_row();
-  if (index >= f.chunks.count) return;
-  const Chunk chunk = chunk_of(f.chunks, p.s, index);
-  if (chunk.slot < 0) return;
+  const Chunk chunk = index < f.chunks.count ? chunk_of(f.chunks, p.s, index) : Chunk{0, -1, 0, 0};
+  if (chunk.slot < 0) return pdl_wait();
   const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
   const u32 h = blockIdx.x / f.groups, group = blockIdx.x % f.groups, ratio = p.hv / p.h;
   qk_t *k = reinterpret_cast<qk_t*>(smem_base()), *q = k + CHUNK * QK;
   float *a = reinterpret_cast<float*>(k), *inv = reinterpret_cast<float*>(q), *small = reinterpret_cast<float*>(q + CHUNK * QK);
-  float *gate = small, *beta = small + CHUNK, *cum = small + 2 * CHUNK, *last = small + 3 * CHUNK;
+  float *gate = small, *beta = small + CHUNK, *cum = small + 2 * CHUNK, *last = small + 3 * CHUNK, *decay = small + 4 * CHUNK;
+  auto value_head = [&](u32 r) { return (p.s.flags & GDN_TILED) ? r * p.h + h : h * ratio + r; };
+  // The decay of row i since row j: sums from j on, as differences of sums cancel.
+  auto decays = [&](u32 hv) {
+    if (tid < CHUNK) {
+      const i64 at = chunk.t0 + tid;
+      const bool real = tid < chunk.n;
+      gate[tid] = real ? gate_log(to_f(reinterpret_cast<const act_t*>(p.a)[at * p.a_stride + hv]), p.neg_exp_a[hv], p.dt_bias[hv]) : 0.f;
+      beta[tid] = real ? gate_beta(to_f(reinterpret_cast<const act_t*>(p.bb)[at * p.b_stride + hv]), p.s.flags) : 0.f;
+    }
+    __syncthreads();
+    const int j = tid & (CHUNK - 1), from = tid / CHUNK * (CHUNK / 2);
+    float sum = 0.f;
+    for (int i = j + 1; i < from; i++) sum += gate[i];
+    const float first = expf(gate[0]);
+    for (int i = from; i < from + CHUNK / 2; i++) {
+      if (i > j) sum += gate[i];
+      const float d = i < j ? 0.f : expf(sum);
+      decay[i * TS + j] = d;
+      if (j == 0) cum[i] = first * d;
+      if (i == CHUNK - 1) last[j] = d;
+    }
+  };
+  // The kernel before, gdn_chunk_conv, writes no gates.
+  decays(value_head(group));
+  pdl_wait();
+  pdl_trigger();
   const i64 stride = 2ll * p.h * K_DIM;
   const qk_t* x = reinterpret_cast<const qk_t*>(f.chunks.qk) + chunk.t0 * stride + h * K_DIM;
   copy_rows<K_DIM, 128>(q, QK, x, stride, chunk.n, tid);
@@ -156,27 +179,9 @@ extern "C" __global__ void __launch_bounds__(128) gdn_chunk_prepare(const __grid
     }
   }
   for (u32 r = group; r < ratio; r += f.groups) {
-    const u32 hv = (p.s.flags & GDN_TILED) ? r * p.h + h : h * ratio + r;
+    const u32 hv = value_head(r);
     float* work = f.work + ((u64)index * p.hv + hv) * GDN_CHUNK_WORK;
-    if (tid < CHUNK) {
-      const i64 at = chunk.t0 + tid;
-      const bool real = tid < chunk.n;
-      gate[tid] = real ? gate_log(to_f(reinterpret_cast<const act_t*>(p.a)[at * p.a_stride + hv]), p.neg_exp_a[hv], p.dt_bias[hv]) : 0.f;
-      beta[tid] = real ? gate_beta(to_f(reinterpret_cast<const act_t*>(p.bb)[at * p.b_stride + hv]), p.s.flags) : 0.f;
-    }
-    __syncthreads();
-    // The decay of row i since row j: sums from j on, as differences of sums cancel.
-    const int j = tid & (CHUNK - 1), from = tid / CHUNK * (CHUNK / 2);
-    float sum = 0.f;
-    for (int i = j + 1; i < from; i++) sum += gate[i];
-    const float first = expf(gate[0]);
-    for (int i = from; i < from + CHUNK / 2; i++) {
-      if (i > j) sum += gate[i];
-      const float d = i < j ? 0.f : expf(sum);
-      a[i * TS + j] = d;
-      if (j == 0) cum[i] = first * d;
-      if (i == CHUNK - 1) last[j] = d;
-    }
+    if (r != group) decays(hv);
     __syncthreads();
     if (tid < CHUNK) {
       float* each = work + 2 * CHUNK * CHUNK;
@@ -195,7 +200,7 @@ extern "C" __global__ void __launch_bounds__(128) gdn_chunk_prepare(const __grid
 #pragma unroll
           for (int e = 0; e < 2; e++) {
             const int j = j0 + e;
-            const float d = a[i * TS + j], y = p.scale * d * qk[n][2 * half + e];
+            const float d = decay[i * TS + j], y = p.scale * d * qk[n][2 * half + e];
             a[i * TS + j] = beta[i] * d * kk[n][2 * half + e];
             s[e] = j > i ? 0.f : kept(y);
           }

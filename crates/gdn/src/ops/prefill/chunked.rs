@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Tokens of a strip of the convolution.
-const STRIP: usize = 16;
+const STRIP: usize = 4;
 
 /// What `gdn_chunk_prepare` leaves of a chunk and value head, in floats: two
 /// squares, and four factors a token.
