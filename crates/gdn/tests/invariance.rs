@@ -126,6 +126,22 @@ fn recurrent_prefill_has_the_bits_of_fused_decode() {
     }
 }
 
+/// A backend keeps what kernels look up of a call's sequences for the next call.
+#[test]
+fn prefills_do_not_depend_on_the_call_before() {
+    let spec = LayerSpec::new(1, 2, 128, 128).unwrap();
+    let dtypes = DTypes::all().next().unwrap();
+    for form in [PrefillForm::Recurrent, PrefillForm::Chunked] {
+        let mut used = backend();
+        for lengths in [&[5, 2][..], &[2, 5], &[2, 5], &[7]] {
+            let world = World::new(&spec, dtypes, lengths, 3);
+            let (op, layout) = (Op::Prefill(form), Layout::dense(0..lengths.len()));
+            let expected = world.run(&mut *backend(), op, &layout);
+            assert_same(&world, op, &world.run(&mut *used, op, &layout), &expected);
+        }
+    }
+}
+
 #[test]
 fn a_recurrent_prefill_may_be_cut_anywhere() {
     let op = Op::Prefill(PrefillForm::Recurrent);
