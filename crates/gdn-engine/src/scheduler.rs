@@ -254,7 +254,6 @@ impl<S, T> Scheduler<S, T> {
         waiting: usize,
     ) -> bool {
         let job = &self.waiting[waiting];
-        let Some(known) = memory.known(job) else { return false };
         let mut best = None;
         for (index, older) in self.running.iter().enumerate() {
             let left = left(memory, older);
@@ -265,11 +264,14 @@ impl<S, T> Scheduler<S, T> {
             // One token is left to run.
             let shared = common(&older.tokens, &job.tokens[..job.tokens.len() - 1]);
             let at = older.fork_point(seen, shared);
-            if at > seen && at >= known + ALIGN && best.is_none_or(|(most, _)| at > most) {
+            if at > seen && best.is_none_or(|(most, _)| at > most) {
                 best = Some((at, index));
             }
         }
         let Some((at, index)) = best else { return false };
+        if memory.known(job).is_none_or(|known| at < known + ALIGN) {
+            return false;
+        }
         let checkpoints = &mut self.running[index].checkpoints;
         if !checkpoints.contains(&at) {
             checkpoints.push(at);

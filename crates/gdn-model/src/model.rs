@@ -273,12 +273,13 @@ impl Model {
         let mut passes: Vec<_> = prompts.into_iter().map(|len| vec![len]).collect();
         passes.extend(together.map(|n| vec![2; n]));
         // Beside an answer, so that there is room for that of the largest piece.
-        let piece = (longest - 1).min(tokens.saturating_sub(PAGE));
+        let piece = longest.saturating_sub(1).min(tokens.saturating_sub(PAGE));
         if most > 1 && piece > 1 {
             passes.push(vec![1, piece]);
         }
         // A pass of single tokens is run first, and recorded the second time.
         passes.extend(batches.into_iter().flat_map(|n| [vec![1; n], vec![1; n]]));
+        let tokens = vec![0; longest];
         let mut running = Vec::new();
         for (done, lengths) in passes.iter().enumerate() {
             progress(done, passes.len());
@@ -288,7 +289,6 @@ impl Model {
             while running.len() < lengths.len() {
                 running.push(self.sequence()?);
             }
-            let tokens = vec![0; longest];
             let turns = running.iter_mut().zip(lengths);
             let mut turns: Vec<_> = turns
                 .map(|(sequence, &len)| Turn {

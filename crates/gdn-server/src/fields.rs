@@ -280,11 +280,11 @@ impl<'de> Deserialize<'de> for Prompts {
                     None => (Inputs::Tokens(vec![Vec::new()]), false),
                     Some(Element::Token(first)) => {
                         let rest: Vec<Whole<u32>> = rest(Whole(first), seq)?;
-                        (Inputs::Tokens(vec![tokens(rest)]), false)
+                        (Inputs::Tokens(vec![numbers::plain(rest)]), false)
                     }
                     Some(Element::Tokens(first)) => {
                         let rest: Vec<Vec<Whole<u32>>> = rest(first, seq)?;
-                        (Inputs::Tokens(rest.into_iter().map(tokens).collect()), true)
+                        (Inputs::Tokens(rest.into_iter().map(numbers::plain).collect()), true)
                     }
                     Some(Element::Text(first)) => (Inputs::Texts(rest(first, seq)?), true),
                 };
@@ -305,10 +305,6 @@ fn rest<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(
         all.push(next);
     }
     Ok(all)
-}
-
-fn tokens(list: Vec<Whole<u32>>) -> Vec<u32> {
-    list.into_iter().map(|token| token.0).collect()
 }
 
 enum Element {

@@ -17,8 +17,12 @@ pub(crate) fn whole<'de, T: Integer, D: Deserializer<'de>>(from: D) -> Result<Op
 pub(crate) fn wholes<'de, T: Integer, D: Deserializer<'de>>(
     from: D,
 ) -> Result<Option<Vec<T>>, D::Error> {
-    let list = Option::<Vec<Whole<T>>>::deserialize(from)?;
-    Ok(list.map(|list| list.into_iter().map(|whole| whole.0).collect()))
+    Ok(Option::<Vec<Whole<T>>>::deserialize(from)?.map(plain))
+}
+
+/// What a list of them holds.
+pub(crate) fn plain<T>(list: Vec<Whole<T>>) -> Vec<T> {
+    list.into_iter().map(|whole| whole.0).collect()
 }
 
 /// A field with any number. One that is not 0 never becomes 0, which may be out of its range, nor

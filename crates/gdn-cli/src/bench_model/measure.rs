@@ -101,10 +101,7 @@ pub(super) fn decode(
         bytes,
         memory_gb_per_s: memory / 1e9,
         floor_ms: 1e3 * bytes / memory,
-        operators: match args.profile {
-            true => profile(model, &mut sequences, &tokens, &[])?,
-            false => Vec::new(),
-        },
+        operators: profile(model, args, &mut sequences, &tokens, &[])?,
         mixed: args
             .prompt_pieces
             .iter()
@@ -130,10 +127,7 @@ fn mixed(
         median_ms: 1e3 * median,
         p99_ms: 1e3 * quantile(&mut times, 0.99),
         stretch: median / decode_s,
-        operators: match args.profile {
-            true => profile(model, sequences, tokens, &piece)?,
-            false => Vec::new(),
-        },
+        operators: profile(model, args, sequences, tokens, &piece)?,
     })
 }
 
@@ -152,13 +146,18 @@ fn timed(
     Ok(times)
 }
 
+/// Empty unless it is asked for.
 fn profile(
     model: &mut Model,
+    args: &BenchModelArgs,
     sequences: &mut [Sequence],
     tokens: &[u32],
     piece: &[u32],
 ) -> anyhow::Result<Vec<OperatorMs>> {
     let mut operators = Vec::new();
+    if !args.profile {
+        return Ok(operators);
+    }
     for operator in Operator::ALL {
         model.only(Some(operator));
         // Always the same tokens: those that come out mean nothing.

@@ -8,6 +8,7 @@ mod yardstick;
 
 use std::{
     io::{IsTerminal, Write},
+    iter,
     path::Path,
     time::Instant,
 };
@@ -52,13 +53,11 @@ pub(crate) fn run(args: &BenchModelArgs, out: &mut impl Write) -> anyhow::Result
     }
     for &batch in &args.batch_sizes {
         let row = measure::decode(&mut model, args, batch, &mut yardstick)?;
-        writeln!(out, "{}", table::decode_line(&row))?;
-        for operator in &row.operators {
-            writeln!(out, "{}", table::operator_line(operator))?;
-        }
-        for mixed in &row.mixed {
-            writeln!(out, "{}", table::mixed_line(mixed))?;
-            for operator in &mixed.operators {
+        let mixed = row.mixed.iter().map(|mixed| (table::mixed_line(mixed), &mixed.operators));
+        for (line, operators) in iter::once((table::decode_line(&row), &row.operators)).chain(mixed)
+        {
+            writeln!(out, "{line}")?;
+            for operator in operators {
                 writeln!(out, "{}", table::operator_line(operator))?;
             }
         }

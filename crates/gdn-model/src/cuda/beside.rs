@@ -34,13 +34,17 @@ impl Beside {
 
     /// What is enqueued here from now on starts behind all that the first stream has.
     pub(super) fn begin(&self) -> Result<()> {
-        let begun = self.main.record(&self.begin).and_then(|()| self.stream.wait(&self.begin));
-        begun.map_err(|error| failed(error, self.stream.device().info().ordinal))
+        order(&self.begin, &self.main, &self.stream)
     }
 
     /// What the first stream is given from now on starts behind all that was enqueued here.
     pub(super) fn end(&self) -> Result<()> {
-        let ended = self.stream.record(&self.end).and_then(|()| self.main.wait(&self.end));
-        ended.map_err(|error| failed(error, self.stream.device().info().ordinal))
+        order(&self.end, &self.stream, &self.main)
     }
+}
+
+/// What `behind` is given from now on starts behind all that `before` has.
+fn order(event: &Event, before: &Stream, behind: &Stream) -> Result<()> {
+    let ordered = before.record(event).and_then(|()| behind.wait(event));
+    ordered.map_err(|error| failed(error, before.device().info().ordinal))
 }

@@ -8,7 +8,7 @@ use crate::{
     App,
     body::{Body, Json, off_thread},
     error::{ApiError, Result},
-    numbers::Whole,
+    numbers::{self, Whole},
 };
 
 #[derive(Deserialize)]
@@ -61,7 +61,7 @@ struct Detokenized {
 pub(super) async fn detokenize(State(app): State<App>, body: Body) -> Result<impl IntoResponse> {
     let Detokenize { model, tokens } = body.read().await?;
     app.check_model(model.as_deref())?;
-    let tokens: Vec<u32> = tokens.into_iter().map(|token| token.0).collect();
+    let tokens = numbers::plain(tokens);
     let tokenizer = app.text().tokenizer.clone();
     let text = off_thread(tokens.len(), move || tokenizer.decode(&tokens)).await?;
     Ok(Json(Detokenized { prompt: text.map_err(ApiError::model)? }))

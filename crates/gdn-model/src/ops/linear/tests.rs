@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{cuda::Gpu, ops::testing::*};
 
-const TILES: [Tile; 9] = [
+const TILES: [Tile; 10] = [
     Tile::Stream { rows16: 1, pairs8: 1, ahead: 8, ctas: 3 },
     Tile::Stream { rows16: 1, pairs8: 2, ahead: 8, ctas: 70 },
     Tile::Stream { rows16: 2, pairs8: 4, ahead: 6, ctas: 1 },
@@ -16,6 +16,7 @@ const TILES: [Tile; 9] = [
     Tile::Shared { warps: (4, 1), rows16: 1, pairs8: 4, ahead: 3, cluster: 1 },
     Tile::Shared { warps: (2, 2), rows16: 3, pairs8: 5, ahead: 8, cluster: 1 },
     Tile::Shared { warps: (2, 2), rows16: 2, pairs8: 6, ahead: 5, cluster: 4 },
+    Tile::Shared { warps: (2, 4), rows16: 3, pairs8: 4, ahead: 7, cluster: 1 },
 ];
 const SMALL: Tile = Tile::Shared { warps: (2, 2), rows16: 2, pairs8: 4, ahead: 6, cluster: 1 };
 
