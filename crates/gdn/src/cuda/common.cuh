@@ -35,6 +35,11 @@ typedef STATE state_t;
 #else
 #define GDN_SM90 0
 #endif
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define GDN_WGMMA 1
+#else
+#define GDN_WGMMA 0
+#endif
 #define FULL 0xffffffffu
 
 #ifdef GDN_EMU

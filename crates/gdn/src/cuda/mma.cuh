@@ -17,6 +17,22 @@ DEV void mma_bf16(float* c, const u32* a, const u32* b) {
     }
   }
 }
+// Terms are added as mma_bf16 adds them where a lane has 4 neighbours of k.
+template <int NT> DEV void wgmma_bf16(float* c, const char* a, const char* b, u32 k16) {
+  auto at = [&](const char* rows, u32 row, u32 term) {
+    const u32 k = k16 * 16 + term % 8 / 2 * 4 + term / 8 * 2 + term % 2;
+    return bf16_of(*reinterpret_cast<const u16*>(rows + row * 128 + ((k / 8 ^ row % 8) << 4) + k % 8 * 2), 0);
+  };
+  const u32 lane = threadIdx.x & 31, top = threadIdx.x / 32 % 4 * 16 + lane / 4;
+  for (u32 i = 0; i < NT * 4; i++)
+    for (u32 term = 0; term < 16; term++)
+      c[i] = fmaf(at(a, top + i % 4 / 2 * 8, term), at(b, i / 4 * 8 + lane % 4 * 2 + i % 2, term), c[i]);
+}
+DEV void wgmma_begin() {}
+DEV void wgmma_commit() {}
+DEV void wgmma_wait_one() {}
+template <int N> DEV void wgmma_wait(float*) {}
+DEV void wgmma_fence() {}
 DEV u32 tf32(float x) {
   const u32 u = f_bits(x);
   return (u & 0x7f800000u) == 0x7f800000u ? u : (u + 0x1000) & ~0x1fffu;
@@ -89,6 +105,60 @@ DEV void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory")
 // Until no more than N of this thread's groups are under way.
 template <int N> DEV void cp_async_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
 DEV void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" :: "l"(p)); }
+// Products of four warps (sm_90a alone; elsewhere these do nothing): c += a * b, 64 rows of a by 8 * NT rows
+// of b, the k16-th 16 of their 64 k. Rows are 128 bytes of shared memory, swizzled by 8 (chunk of 16 bytes i
+// of row r lies at i ^ r % 8), from a multiple of 1024 on. A warp has 16 rows of c, in its lanes as with
+// mma_bf16. From wgmma_begin to a wait nobody else may touch c.
+#define GDN_C4(c) "+f"((c)[0]), "+f"((c)[1]), "+f"((c)[2]), "+f"((c)[3])
+#define GDN_C8(c) GDN_C4(c), GDN_C4((c) + 4)
+#define GDN_C16(c) GDN_C8(c), GDN_C8((c) + 8)
+#define GDN_C32(c) GDN_C16(c), GDN_C16((c) + 16)
+#define GDN_R8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define GDN_R16 GDN_R8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define GDN_R32 GDN_R16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define GDN_R48 GDN_R32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define GDN_R64 GDN_R48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define GDN_WGMMA_ASM(n, regs, a, b, one, ...) \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " one ", 0;\n" \
+               "wgmma.mma_async.sync.aligned.m64n" n "k16.f32.bf16.bf16 {" regs "}, " a ", " b ", p, 1, 1, 0, 0;\n}" \
+               : __VA_ARGS__ : "l"(rows), "l"(cols), "r"(1))
+#if GDN_WGMMA
+DEV u64 wgmma_rows(const char* p) { return (u64)(shared_addr(p) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62; }
+template <int NT> DEV void wgmma_bf16(float* c, const char* a, const char* b, u32 k16) {
+  constexpr int BLOCK = NT % 16 == 0 ? 16 : NT % 12 == 0 ? 12 : NT % 8 == 0 ? 8 : NT % 4 == 0 ? 4 : NT % 2 == 0 ? 2 : 1;
+  const u64 rows = wgmma_rows(a) + k16 * 2;
+#pragma unroll
+  for (int n = 0; n < NT; n += BLOCK) {
+    const u64 cols = wgmma_rows(b) + n * 64 + k16 * 2;
+    float* d = c + n * 4;
+    if constexpr (BLOCK == 1) GDN_WGMMA_ASM("8", "%0, %1, %2, %3", "%4", "%5", "%6", GDN_C4(d));
+    if constexpr (BLOCK == 2) GDN_WGMMA_ASM("16", GDN_R8, "%8", "%9", "%10", GDN_C8(d));
+    if constexpr (BLOCK == 4) GDN_WGMMA_ASM("32", GDN_R16, "%16", "%17", "%18", GDN_C16(d));
+    if constexpr (BLOCK == 8) GDN_WGMMA_ASM("64", GDN_R32, "%32", "%33", "%34", GDN_C32(d));
+    if constexpr (BLOCK == 12) GDN_WGMMA_ASM("96", GDN_R48, "%48", "%49", "%50", GDN_C32(d), GDN_C16(d + 32));
+    if constexpr (BLOCK == 16) GDN_WGMMA_ASM("128", GDN_R64, "%64", "%65", "%66", GDN_C32(d), GDN_C32(d + 32));
+  }
+}
+DEV void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEV void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Until only the last committed group may be under way.
+DEV void wgmma_wait_one() { asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory"); }
+// Until none is: the N sums at c may be read.
+template <int N> DEV void wgmma_wait(float* c) {
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#pragma unroll
+  for (int i = 0; i < N; i++) asm volatile("" : "+f"(c[i]) :: "memory");
+}
+// Before the barrier behind which wgmma reads what this thread has written to shared memory.
+DEV void wgmma_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+#else
+template <int NT> DEV void wgmma_bf16(float*, const char*, const char*, u32) {}
+DEV void wgmma_begin() {}
+DEV void wgmma_commit() {}
+DEV void wgmma_wait_one() {}
+template <int N> DEV void wgmma_wait(float*) {}
+DEV void wgmma_fence() {}
+#endif
 #if GDN_SM90
 DEV u32 cluster_rank() { u32 r; asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r)); return r; }
 // Shared memory written before is seen by the whole cluster behind it.

@@ -26,6 +26,11 @@ impl Gpu {
     pub fn is_sm90(&self) -> bool {
         self.capability >= 90
     }
+
+    /// Whether it has products of four warps, `wgmma`: those of 9.0 alone do.
+    pub fn has_wgmma(&self) -> bool {
+        self.capability == 90
+    }
 }
 
 /// The operators whose kernels lie on the GPU in tiles.

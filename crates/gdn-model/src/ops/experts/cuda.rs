@@ -78,27 +78,42 @@ struct Params {
 
 /// `y[pair] = silu(gate)·up` of the pair's token.
 pub(crate) fn up(gpu: &Gpu, args: Args) -> Result<()> {
-    launch(gpu, args, true, tile(gpu, args))
+    launch(gpu, args, true, tile(gpu, args, true))
 }
 
 /// `y[pair] = x[pair]·downᵀ`. It runs behind [`up`] and that behind the routing, with
 /// no other kernel between: it reads the routing before `up` is complete.
 pub(crate) fn down(gpu: &Gpu, args: Args) -> Result<()> {
-    launch(gpu, args, false, tile(gpu, args))
+    launch(gpu, args, false, tile(gpu, args, false))
 }
 
 /// The tile for as many pairs as an expert has on average, and then some.
-fn tile(gpu: &Gpu, args: Args) -> Tile {
+fn tile(gpu: &Gpu, args: Args, up: bool) -> Tile {
+    let facts = gpu.runtime.gpu();
     let Routing { tokens, places, experts, .. } = args.routing;
     let average = tokens * (places - 1) / experts.max(1);
-    let tile = match average {
-        _ if gpu.activations != DType::BF16 => return Tile::Plain,
-        0..=1 => Tile::Stream { rows16: 1, pairs8: 1, ahead: 5, ctas: 0 },
-        2..=31 => Tile::Shared { warps: (4, 1), rows16: 1, pairs8: 4, ahead: 6, cluster: 1 },
-        _ => Tile::Shared { warps: (2, 2), rows16: 4, pairs8: 4, ahead: 4, cluster: 1 },
+    let shared =
+        |warps, rows16, ahead| Tile::Shared { warps, rows16, pairs8: 4, ahead, cluster: 1 };
+    let grouped = |groups, pairs8, ahead| {
+        let rows = groups * 64;
+        Tile::Groups { groups, rows, pairs8, ahead, cluster: 1 }
     };
-    tile.fitting(gpu.runtime.gpu().shared_bytes)
+    let tile = match (average, facts.has_wgmma()) {
+        _ if gpu.activations != DType::BF16 => return Tile::Plain,
+        (0..=1, true) => grouped(1, 1, if up { 8 } else { 5 }),
+        (2..=20, true) => grouped(1, 4, 4),
+        (21..=48, true) => grouped(2, 8, 4),
+        (_, true) => grouped(2, 12, 6),
+        (0..=1, false) => Tile::Stream { rows16: 1, pairs8: 1, ahead: 5, ctas: 0 },
+        (2..=31, false) => shared((4, 1), 1, 6),
+        (_, false) => shared((2, 2), 4, 4),
+    };
+    tile.fitting(facts.shared_bytes)
 }
+
+/// By `FORM`.
+const ENTRIES: [&str; 4] =
+    ["gdn_experts_stream", "gdn_experts_tile", "gdn_experts_plain", "gdn_experts_tile"];
 
 pub(super) fn launch(gpu: &Gpu, args: Args, up: bool, tile: Tile) -> Result<()> {
     let Args { routing, outputs, shared_outputs, k, shared_k, x_stride, y_stride, .. } = args;
@@ -146,7 +161,7 @@ pub(super) fn launch(gpu: &Gpu, args: Args, up: bool, tile: Tile) -> Result<()> 
         per_cta,
         shared_tiles: shared_tiles as u32,
     };
-    let entry = ["gdn_experts_stream", "gdn_experts_tile", "gdn_experts_plain"][form as usize];
+    let entry = ENTRIES[form as usize];
     let kernel = gpu.kernel(&FILE, entry, [form, up.into(), rows16, pairs8, ahead, warps]);
     gpu.launch(kernel, &geometry, &params)
 }

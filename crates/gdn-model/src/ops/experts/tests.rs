@@ -13,11 +13,14 @@ const HIDDEN: usize = 96;
 const INNER: usize = 64;
 const SHARED_INNER: usize = 160;
 const EXPERTS: usize = 6;
-const TILES: [Tile; 4] = [
+const TILES: [Tile; 7] = [
     Tile::Stream { rows16: 1, pairs8: 1, ahead: 5, ctas: 0 },
     Tile::Stream { rows16: 1, pairs8: 2, ahead: 5, ctas: 0 },
     Tile::Stream { rows16: 2, pairs8: 4, ahead: 4, ctas: 0 },
     Tile::Shared { warps: (2, 4), rows16: 4, pairs8: 4, ahead: 5, cluster: 1 },
+    Tile::Groups { groups: 1, rows: 64, pairs8: 1, ahead: 8, cluster: 1 },
+    Tile::Groups { groups: 1, rows: 64, pairs8: 4, ahead: 4, cluster: 1 },
+    Tile::Groups { groups: 2, rows: 128, pairs8: 8, ahead: 4, cluster: 1 },
 ];
 
 /// Experts of random numbers: up, shared up, down, shared down.

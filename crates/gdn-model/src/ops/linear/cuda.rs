@@ -46,7 +46,7 @@ struct Params {
     outputs: u32,
     k: u32,
     rows: u32,
-    pad: u32,
+    per_tile: u32,
 }
 
 /// How a product lies on the GPU. No choice changes a bit of the result: see
@@ -59,17 +59,65 @@ pub(crate) enum Tile {
     /// `rows16 · 16` weight rows and `pairs8 · 8` rows of x for each of `warps.0` times
     /// `warps.1` warps, in `cluster` CTAs.
     Shared { warps: (u32, u32), rows16: u32, pairs8: u32, ahead: u32, cluster: u32 },
+    /// The same in groups of four warps, whose products are `wgmma`'s: 64 weight rows
+    /// each, and all together `pairs8 · 8` rows of x. A CTA has `rows` weight rows.
+    Groups { groups: u32, rows: u32, pairs8: u32, ahead: u32, cluster: u32 },
     /// Plain f32.
     Plain,
 }
 
-use Tile::{Plain, Shared, Stream};
+use Tile::{Groups, Plain, Shared, Stream};
 
 impl Tile {
     /// The tile for so many rows, outputs (two weight rows each if `gated`) and terms.
     pub(crate) fn of(gpu: &tiles::Gpu, rows: usize, outputs: usize, gated: bool) -> Self {
         let sms = gpu.multiprocessors;
         let weight_rows = (outputs << u32::from(gated)) as u32;
+        let many = weight_rows >= 32 * sms;
+        let tile = if gpu.has_wgmma() && !(many && rows == 1) {
+            Self::with_wgmma(sms, rows, weight_rows, gated)
+        } else {
+            Self::without(gpu, rows, outputs, weight_rows)
+        };
+        tile.fitting(gpu.shared_bytes)
+    }
+
+    /// Where four warps have products together.
+    fn with_wgmma(sms: u32, rows: usize, weight_rows: u32, gated: bool) -> Self {
+        // Two CTAs to a multiprocessor.
+        let narrow = |pairs8, ahead| Groups { groups: 1, rows: 64, pairs8, ahead, cluster: 1 };
+        // Few weight rows keep all of them busy with a quarter of the terms in each CTA.
+        let split = |pairs8, ahead| {
+            let even = 8 << u32::from(gated);
+            let rows = (4 * weight_rows).div_ceil(sms).next_multiple_of(even).min(64);
+            Groups { groups: 1, rows, pairs8, ahead, cluster: 4 }
+        };
+        let tiles = |tile: Self| tile.tiles(rows, weight_rows);
+        match (rows, weight_rows >= 32 * sms) {
+            (0..=8, true) => narrow(1, 6),
+            (0..=8, false) => split(1, 8),
+            (9..=16, true) => narrow(2, 6),
+            (9..=16, false) => split(2, 6),
+            (17..=32, true) => narrow(4, 7),
+            (17..=32, false) => split(4, 5),
+            (33..=64, true) => narrow(8, 6),
+            (33..=64, false) => split(8, 6),
+            (65..=96, true) => narrow(12, 5),
+            (65..=96, false) => split(12, 5),
+            _ if tiles(narrow(16, 4)) * 2 <= sms => split(16, 4),
+            _ => {
+                // One that fills a multiprocessor takes 1.3 times as long as two that do.
+                let wide = Groups { groups: 2, rows: 128, pairs8: 24, ahead: 5, cluster: 1 };
+                let rounds = tiles(narrow(16, 4)).div_ceil(2 * sms);
+                if 13 * tiles(wide).div_ceil(sms) < 10 * rounds { wide } else { narrow(16, 4) }
+            }
+        }
+    }
+
+    fn without(gpu: &tiles::Gpu, rows: usize, outputs: usize, weight_rows: u32) -> Self {
+        let sms = gpu.multiprocessors;
+        // Many outputs keep every multiprocessor busy with shorter looks ahead.
+        let many = weight_rows >= 32 * sms;
         let stream = |rows16: u32, pairs8, ahead, ctas| {
             // At least 8 weight rows for a CTA, but something for every multiprocessor.
             let few = (weight_rows / 8).max(sms).min(outputs as u32);
@@ -83,9 +131,7 @@ impl Tile {
         };
         let wide = Shared { warps: (2, 4), rows16: 3, pairs8: 4, ahead: 7, cluster: 1 };
         let tiles = |tile: Self| tile.tiles(rows, weight_rows);
-        // Many outputs keep every multiprocessor busy with shorter looks ahead.
-        let many = weight_rows >= 32 * sms;
-        let tile = match (rows, many) {
+        match (rows, many) {
             (0..=8, true) => stream(1, 1, 5, 5),
             (0..=8, false) => stream(1, 1, 8, 3),
             (9..=16, true) => stream(1, 2, 5, 4),
@@ -109,8 +155,7 @@ impl Tile {
                     _ => large,
                 }
             }
-        };
-        tile.fitting(gpu.shared_bytes)
+        }
     }
 
     fn clustered(mut self) -> Self {
@@ -136,6 +181,7 @@ impl Tile {
         match self {
             Stream { rows16, pairs8, .. } => (rows16 * 16, pairs8 * 8),
             Shared { warps, rows16, pairs8, .. } => (warps.0 * rows16 * 16, warps.1 * pairs8 * 8),
+            Groups { rows, pairs8, .. } => (rows, pairs8 * 8),
             Plain => (4, 8),
         }
     }
@@ -148,16 +194,27 @@ impl Tile {
     pub(crate) fn threads(self) -> u32 {
         match self {
             Shared { warps, .. } => warps.0 * warps.1 * 32,
+            Groups { groups, .. } => groups * 128,
             Stream { .. } | Plain => 128,
+        }
+    }
+
+    fn cluster(self) -> u32 {
+        match self {
+            Shared { cluster, .. } | Groups { cluster, .. } => cluster,
+            Stream { .. } | Plain => 1,
         }
     }
 
     /// What `BYTES` is in `linear.cuh`.
     pub(crate) fn shared_bytes(self) -> u32 {
-        let (m, n) = self.size();
+        let (mut m, n) = self.size();
         match self {
             Stream { rows16, pairs8, ahead, .. } => 8192 * rows16 * ahead + 4096 * rows16 * pairs8,
-            Shared { ahead, cluster, .. } => {
+            Shared { ahead, cluster, .. } | Groups { ahead, cluster, .. } => {
+                if let Groups { groups, .. } = self {
+                    m = groups * 64;
+                }
                 let sums = if cluster > 1 { m * n * 4 } else { 0 };
                 sums.max(ahead * (m + n) * 128)
             }
@@ -171,6 +228,9 @@ impl Tile {
             Stream { rows16, pairs8, ahead, .. } => (0, [rows16, pairs8, ahead, 0, 1]),
             Shared { warps, rows16, pairs8, ahead, cluster } => {
                 (1, [rows16, pairs8, ahead, warps.0 * 10 + warps.1, cluster])
+            }
+            Groups { groups, pairs8, ahead, cluster, .. } => {
+                (3, [1, pairs8, ahead, groups * 40 + 1, cluster])
             }
             Plain => (2, [0; 5]),
         }
@@ -207,12 +267,12 @@ pub(super) fn launch(gpu: &Gpu, args: Args, gated: bool, tile: Tile) -> Result<(
     let weight_rows = (outputs << u32::from(gated)) as u32;
     let ctas = match tile {
         Stream { ctas, .. } => ctas,
-        Shared { cluster, .. } => tile.tiles(rows, weight_rows) * cluster,
+        Shared { .. } | Groups { .. } => tile.tiles(rows, weight_rows) * tile.cluster(),
         Plain => outputs.div_ceil(4) as u32,
     };
     let geometry = Geometry {
         shared_bytes: tile.shared_bytes(),
-        cluster: if let Shared { cluster, .. } = tile { cluster } else { 1 },
+        cluster: tile.cluster(),
         ..Geometry::rows(ctas as usize, 1, tile.threads()).overlapping(true)
     };
     let params = Params {
@@ -224,14 +284,18 @@ pub(super) fn launch(gpu: &Gpu, args: Args, gated: bool, tile: Tile) -> Result<(
         outputs: outputs as u32,
         k: k as u32,
         rows: rows as u32,
-        pad: 0,
+        per_tile: tile.size().0 >> u32::from(gated),
     };
     gpu.launch(kernel(gpu, gated, f32_out, tile), &geometry, &params)
 }
 
+/// By `FORM`.
+const ENTRIES: [&str; 4] =
+    ["gdn_linear_stream", "gdn_linear_tile", "gdn_linear_plain", "gdn_linear_tile"];
+
 fn kernel(gpu: &Gpu, gated: bool, f32_out: bool, tile: Tile) -> Kernel {
     let (form, [rows16, pairs8, ahead, warps, cluster]) = tile.constants();
-    let entry = ["gdn_linear_stream", "gdn_linear_tile", "gdn_linear_plain"][form as usize];
+    let entry = ENTRIES[form as usize];
     let constants = [form, gated.into(), f32_out.into(), rows16, pairs8, ahead, warps, cluster];
     gpu.kernel(&FILE, entry, constants)
 }

@@ -2,10 +2,8 @@
 //
 // One order of sums for all kernels and tiles here, which K alone decides: K falls into units of 64,
 // units into PARTS runs; a run adds its products of k16 one after another, runs are added in order.
-// Which k stand together in a product of k16 is PERMUTED in every 32: a lane's 8 neighbours of k are
-// its operands of two products, so that operands are loaded 16 bytes at a time. Products have 16 rows
-// of w and 8 rows of x, which know nothing of each other. So the bits of a sum depend on its row of
-// w and its row of x.
+// In a product a lane has 4 neighbours of k, which lie together in 8 bytes. Products know nothing of
+// the other rows of w and x in them. So the bits of a sum depend on its row of w and its row of x.
 #pragma once
 #include "mma.cuh"
 
@@ -51,10 +49,29 @@ DEV u32 ceil_div(u32 a, u32 b) { return (a + b - 1) / b; }
 DEV u32 weight_output(u32 n, u32 r) { return SWIGLU ? n + r / 16 * 8 + r % 8 : n + r; }
 DEV u32 weight_row(const Job& job, u32 n, u32 r) { return weight_output(n, r) + (SWIGLU && r % 16 >= 8 ? job.outputs : 0); }
 
-DEV void two_products(float* c, const uint4& lo, const uint4& hi, const uint4& x) {
-  const u32 a[8] = {lo.x, hi.x, lo.y, hi.y, lo.z, hi.z, lo.w, hi.w}, b[4] = {x.x, x.y, x.z, x.w};
+DEV uint2 load8(const void* p) { return *reinterpret_cast<const uint2*>(p); }
+DEV void product(float* c, const uint2& lo, const uint2& hi, const uint2& x) {
+  const u32 a[4] = {lo.x, hi.x, lo.y, hi.y}, b[2] = {x.x, x.y};
   mma_bf16(c, a, b);
-  mma_bf16(c, a + 4, b + 2);
+}
+
+// A lane's 4 of x for two products. Of one row in a group of lanes they are loaded as they lie. Of many,
+// loads of 8 bytes take too long: even lanes load 8 neighbours of the first product, odd ones of the
+// second, and each gives away the half that is its neighbour's.
+template <bool MANY> DEV u32 x_start(u32 q) { return MANY ? (q / 2 + q % 2 * 2) * 8 : q * 4; }
+template <bool MANY> DEV uint4 load_x(const act_t* x) {
+  if (MANY) return *reinterpret_cast<const uint4*>(x);
+  const uint2 first = load8(x), second = load8(x + 16);
+  return uint4{first.x, first.y, second.x, second.y};
+}
+template <bool MANY> DEV void split_x(const uint4& v, uint2& first, uint2& second) {
+  first = uint2{v.x, v.y}, second = uint2{v.z, v.w};
+  if (!MANY) return;
+  const bool odd = threadIdx.x & 1;
+  const uint2 given = odd ? first : second;
+  const uint2 got = {__shfl_xor_sync(FULL, given.x, 1), __shfl_xor_sync(FULL, given.y, 1)};
+  if (odd) first = got;
+  else second = got;
 }
 
 // What a lane has of 16 rows, 8 pairs: outputs n and, without SWIGLU, n + 8; pairs i and i + 1.
@@ -75,8 +92,10 @@ DEV void emit(const Job& job, u32 n, u32 end, u32 i, float4 v) {
 
 // ---- few pairs: w streams past them ----
 // A CTA of PARTS warps, one a part of K, for outputs first to last in tiles of MT * 16 rows, all pairs
-// 8 * NT at a time. Each lane copies what it needs of w itself, DEPTH units ahead, to a place of its
-// own: no barrier, but for the sum over parts at the end of a tile. Rows of x come through L1.
+// 8 * NT at a time. Each warp copies what it needs of w itself, DEPTH units ahead: no barrier of the
+// CTA, but for the sum over parts at the end of a tile. Rows of x come through L1. A row's 32 of w
+// are 64 bytes of shared memory; every second two rows have their halves swapped, so that 16 lanes
+// reach all banks.
 template <int MT, int NT, int DEPTH> struct Stream {
   static constexpr u32 SLOT = MT * 4 * 512, SUMS = PARTS * MT * NT * 512;
   static constexpr u32 BYTES = PARTS * DEPTH * SLOT + 2 * SUMS;
@@ -86,7 +105,8 @@ template <int MT, int NT, int DEPTH> struct Stream {
     const u32 start = part_start(job.k, part), units = part_start(job.k, part + 1) - start;
     const u32 chunks = ceil_div(job.count, 8 * NT), tiles = ceil_div(last - first, OUTS * MT);
     const u32 steps = chunks * tiles * units;
-    char* fifo = smem_base() + part * DEPTH * SLOT + lane * 16;
+    char* fifo = smem_base() + part * DEPTH * SLOT;
+    const u32 to_w = g * 64 + (q ^ (g & 2)) * 16, from_w = g * 64 + (g & 2) * 16 + q * 8;
     float4* sums = reinterpret_cast<float4*>(smem_base() + PARTS * DEPTH * SLOT);
     // Tiles share the outputs evenly: a last one of few rows would load little.
     auto tile_start = [&](u32 tile) { return first + (last - first) * tile / tiles; };
@@ -104,7 +124,7 @@ template <int MT, int NT, int DEPTH> struct Stream {
             rows[r] = job.w + (valid[r] ? (u64)weight_row(job, n, r * 8 + g) * job.k : 0) + start * 64 + q * 8;
           }
         }
-        char* to = fifo + ahead_slot * SLOT;
+        char* to = fifo + ahead_slot * SLOT + to_w;
 #pragma unroll
         for (u32 r = 0; r < 2 * MT; r++)
 #pragma unroll
@@ -131,19 +151,19 @@ template <int MT, int NT, int DEPTH> struct Stream {
 #pragma unroll
       for (int n = 0; n < NT; n++) {
         const u32 i = (c * NT + n) * 8 + g;
-        x[n] = i < job.count ? job.row(i) + start * 64 + q * 8 : nullptr;
+        x[n] = i < job.count ? job.row(i) + start * 64 + x_start<(NT > 1)>(q) : nullptr;
       }
       uint4 next[NT][2];
-      auto load_x = [&](u32 unit) {
+      auto load_next = [&](u32 unit) {
 #pragma unroll
         for (int n = 0; n < NT; n++)
 #pragma unroll
           for (u32 h = 0; h < 2; h++) {
             next[n][h] = uint4{0, 0, 0, 0};
-            if (x[n] && (start + unit) * 64 + h * 32 < job.k) next[n][h] = *reinterpret_cast<const uint4*>(x[n] + unit * 64 + h * 32);
+            if (x[n] && (start + unit) * 64 + h * 32 < job.k) next[n][h] = load_x<(NT > 1)>(x[n] + unit * 64 + h * 32);
           }
       };
-      if (units) load_x(0);
+      if (units) load_next(0);
 #pragma unroll 1
       for (u32 tile = 0; tile < tiles; tile++) {
         float acc[MT][NT][4];
@@ -156,21 +176,24 @@ template <int MT, int NT, int DEPTH> struct Stream {
 #pragma unroll 2
         for (u32 u = 0; u < units; u++) {
           cp_async_wait<DEPTH - 2>();
+          __syncwarp();
           load();
-          uint4 xs[NT][2];
+          uint2 xs[NT][4];
 #pragma unroll
-          for (int n = 0; n < NT; n++) xs[n][0] = next[n][0], xs[n][1] = next[n][1];
-          load_x(u + 1 < units ? u + 1 : 0);
-          const char* from = fifo + slot * SLOT;
+          for (int n = 0; n < NT; n++)
+#pragma unroll
+            for (u32 h = 0; h < 2; h++) split_x<(NT > 1)>(next[n][h], xs[n][h * 2], xs[n][h * 2 + 1]);
+          load_next(u + 1 < units ? u + 1 : 0);
+          const char* at = fifo + slot * SLOT;
           if (++slot == DEPTH) slot = 0;
 #pragma unroll
-          for (u32 h = 0; h < 2; h++)
+          for (u32 p = 0; p < 4; p++)
 #pragma unroll
             for (int m = 0; m < MT; m++) {
-              const uint4 lo = *reinterpret_cast<const uint4*>(from + (m * 4 + h) * 512);
-              const uint4 hi = *reinterpret_cast<const uint4*>(from + (m * 4 + 2 + h) * 512);
+              const char* from = at + (m * 4 + p / 2) * 512 + (from_w ^ p % 2 * 32);
+              const uint2 lo = load8(from), hi = load8(from + 1024);
 #pragma unroll
-              for (int n = 0; n < NT; n++) two_products(acc[m][n], lo, hi, xs[n][h]);
+              for (int n = 0; n < NT; n++) product(acc[m][n], lo, hi, xs[n][p]);
             }
         }
         float4* mine = sums + set * (SUMS / 16);
@@ -205,19 +228,24 @@ template <int MT, int NT, int DEPTH> struct Stream {
 // ---- many pairs: tiles in shared memory ----
 // A CTA of WM * WN warps for BM rows of w and BN pairs. A warp has MT * 16 neighbouring rows, and of
 // the pairs every WN-th 8, so that few pairs are shared by all warps. A row's unit is 128 bytes of
-// shared memory; those of odd rows have their halves swapped, so that 8 lanes reach all banks.
+// shared memory, swizzled so that all banks are reached.
+// With GROUPS of 4 warps (WN = MT = 1) the products are wgmma's, which have the same sums.
 // With SPLIT a cluster of PARTS CTAs has one part of K each, for where tiles are few.
-template <int WM, int WN, int MT, int NT, int STAGES, int SPLIT> struct Tile {
+template <int WM, int WN, int MT, int NT, int STAGES, int SPLIT, bool GROUPS> struct Tile {
   static constexpr u32 BM = WM * MT * 16, BN = WN * NT * 8, THREADS = WM * WN * 32;
   static constexpr u32 OUTPUTS = BM / 16 * OUTS, STAGE = (BM + BN) * 128, STEP = THREADS / 8;
   static constexpr u32 PITCH = OUTPUTS * sizeof(out_t) + 16;
   static constexpr u32 BYTES = SPLIT > 1 && BM * BN * 4 > STAGES * STAGE ? BM * BN * 4 : STAGES * STAGE;
-  static_assert(BM % STEP == 0 && BN % STEP == 0, "threads copy whole rows");
+  static constexpr int LEAD = STAGES - 1 - GROUPS;  // units loaded ahead: wgmma may still read the one before
+  static constexpr u32 X_ROWS = (BN + STEP - 1) / STEP;  // of a thread
+  static_assert(BM % STEP == 0, "threads copy whole rows");
   static_assert(BN * PITCH <= BYTES, "outputs take the place of operands");
+  static_assert(!GROUPS || (WM % 4 == 0 && WN == 1 && MT == 1), "four warps have 64 rows");
 
   float acc[MT][NT][4], total[MT][NT][4];
 
   __device__ __forceinline__ void add_part() {
+    if constexpr (GROUPS) wgmma_wait<NT * 4>(acc[0][0]);
 #pragma unroll
     for (int m = 0; m < MT; m++)
 #pragma unroll
@@ -226,28 +254,55 @@ template <int WM, int WN, int MT, int NT, int STAGES, int SPLIT> struct Tile {
         for (int e = 0; e < 4; e++) total[m][n][e] += acc[m][n][e], acc[m][n][e] = 0.f;
   }
 
-  // The pairs from i0 on, BN of them, of which the first NA * WN * 8 are there.
-  template <int NA> __device__ __forceinline__ void sum(const Job& job, u32 n0, u32 i0, u32 part, bool wait) {
+  // Where 16 bytes of row r of a unit lie, so that products reach all banks.
+  DEV u32 place(u32 r, u32 col) { return r * 128 + ((col ^ (GROUPS ? r & 7 : (r & 3) << 1)) << 4); }
+
+  // The products of the unit at `at`, with the first NA * WN * 8 pairs.
+  template <int NA> __device__ __forceinline__ void unit(const char* at) {
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, wm = warp % WM, wn = warp / WM, g = lane >> 2, q = lane & 3;
+    if constexpr (GROUPS) {
+      wgmma_begin();
+#pragma unroll
+      for (u32 p = 0; p < 4; p++) wgmma_bf16<NT>(acc[0][0], at + wm / 4 * 8192, at + BM * 128, p);
+      wgmma_commit();
+      return;
+    }
+    const char *w = at + (wm * MT * 16 + g) * 128 + q * 8, *x = at + (BM + wn * 8 + g) * 128 + q * 8;
+#pragma unroll
+    for (u32 p = 0; p < 4; p++) {
+      const u32 col = (p ^ (g & 3)) * 32;
+      uint2 xs[NA], lo[MT], hi[MT];
+#pragma unroll
+      for (int n = 0; n < NA; n++) xs[n] = load8(x + n * WN * 1024 + col);
+#pragma unroll
+      for (int m = 0; m < MT; m++) lo[m] = load8(w + m * 2048 + col), hi[m] = load8(w + m * 2048 + 1024 + col);
+#pragma unroll
+      for (int m = 0; m < MT; m++)
+#pragma unroll
+        for (int n = 0; n < NA; n++) product(acc[m][n], lo[m], hi[m], xs[n]);
+    }
+  }
+
+  // Outputs n0 to n_end and the pairs from i0 on, BN of them, of which the first NA * WN * 8 are there.
+  template <int NA> __device__ __forceinline__ void sum(const Job& job, u32 n0, u32 n_end, u32 i0, u32 part, bool wait) {
     const u32 begin = part_start(job.k, part), end = SPLIT > 1 ? part_start(job.k, part + 1) : ceil_div(job.k, 64);
-    const u32 r = threadIdx.x / 8, col = threadIdx.x % 8, odd = g & 1;
+    const u32 r = threadIdx.x / 8, col = threadIdx.x % 8;
     char* smem = smem_base();
-    const u32 to = r * 128 + ((col ^ (r & 1) << 2) << 4);
     const bf16* w = job.w + (u64)weight_row(job, n0, r) * job.k + col * 8;
-    const u32 out = weight_output(n0, r);
+    const u32 out = weight_output(n0, r), to = place(r, col);
     constexpr u32 OUT_STEP = STEP / 16 * OUTS;
     if (wait) {
       // Only w may be read yet. What copies now would hold up the pairs' rows behind it.
 #pragma unroll
       for (u32 j = 0; j < BM / STEP; j++)
-        if (col < STAGES && begin + col < end && out + j * OUT_STEP < job.outputs)
+        if (col < STAGES && begin + col < end && out + j * OUT_STEP < n_end)
           prefetch_l2(w + (u64)j * OUT_STEP * job.k - col * 8 + (begin + col) * 64);
       pdl_wait();
     }
     pdl_trigger();
-    const act_t* x[BN / STEP];
+    const act_t* x[X_ROWS];
 #pragma unroll
-    for (u32 j = 0; j < BN / STEP; j++) {
+    for (u32 j = 0; j < X_ROWS; j++) {
       const u32 i = i0 + r + j * STEP;
       x[j] = i < job.count ? job.row(i) + col * 8 : nullptr;
     }
@@ -258,13 +313,13 @@ template <int WM, int WN, int MT, int NT, int STAGES, int SPLIT> struct Tile {
         char* stage = smem + ahead_stage * STAGE + to;
 #pragma unroll
         for (u32 j = 0; j < BM / STEP; j++) {
-          const bool valid = inside && out + j * OUT_STEP < job.outputs;
+          const bool valid = inside && out + j * OUT_STEP < n_end;
           cp_async16_if(stage + j * STEP * 128, valid ? w + (u64)j * OUT_STEP * job.k + ahead * 64 : job.w, valid);
         }
 #pragma unroll
-        for (u32 j = 0; j < BN / STEP; j++) {
+        for (u32 j = 0; j < X_ROWS; j++) {
           const bool valid = inside && x[j];
-          cp_async16_if(stage + (BM + j * STEP) * 128, valid ? x[j] + ahead * 64 : job.x, valid);
+          if (BN % STEP == 0 || r + j * STEP < BN) cp_async16_if(stage + (BM + j * STEP) * 128, valid ? x[j] + ahead * 64 : job.x, valid);
         }
         ahead++;
         if (++ahead_stage == STAGES) ahead_stage = 0;
@@ -278,9 +333,8 @@ template <int WM, int WN, int MT, int NT, int STAGES, int SPLIT> struct Tile {
 #pragma unroll
         for (int e = 0; e < 4; e++) total[m][n][e] = acc[m][n][e] = 0.f;
 #pragma unroll 1
-    for (int i = 0; i < STAGES - 1; i++) load();
+    for (int i = 0; i < LEAD; i++) load();
     u32 stage = 0, next_part = part, part_end = begin;
-    const u32 from_w = (wm * MT * 16 + g) * 128 + q * 16, from_x = (BM + wn * 8 + g) * 128 + q * 16;
 #pragma unroll 1
     for (u32 u = begin; u < end; u++) {
       if (u == part_end) {
@@ -288,34 +342,20 @@ template <int WM, int WN, int MT, int NT, int STAGES, int SPLIT> struct Tile {
         do part_end = part_start(job.k, ++next_part);
         while (part_end == u);  // a part without units adds 0
       }
-      cp_async_wait<STAGES - 2>();
+      cp_async_wait<LEAD - 1>();
+      if constexpr (GROUPS) wgmma_fence();
       __syncthreads();
       load();
-      const char* at = smem + stage * STAGE;
+      unit<NA>(smem + stage * STAGE);
+      if constexpr (GROUPS) wgmma_wait_one();
       if (++stage == STAGES) stage = 0;
-#pragma unroll
-      for (u32 h = 0; h < 2; h++) {
-        const u32 half = (h ^ odd) * 64;
-        uint4 xs[NA], lo[MT], hi[MT];
-#pragma unroll
-        for (int n = 0; n < NA; n++) xs[n] = *reinterpret_cast<const uint4*>(at + from_x + n * WN * 1024 + half);
-#pragma unroll
-        for (int m = 0; m < MT; m++) {
-          lo[m] = *reinterpret_cast<const uint4*>(at + from_w + m * 2048 + half);
-          hi[m] = *reinterpret_cast<const uint4*>(at + from_w + m * 2048 + 1024 + half);
-        }
-#pragma unroll
-        for (int m = 0; m < MT; m++)
-#pragma unroll
-          for (int n = 0; n < NA; n++) two_products(acc[m][n], lo[m], hi[m], xs[n]);
-      }
     }
     add_part();
     cp_async_wait<0>();
     __syncthreads();
   }
 
-  __device__ __forceinline__ void store(const Job& job, u32 n0, u32 i0) {
+  __device__ __forceinline__ void store(const Job& job, u32 n0, u32 n_end, u32 i0) {
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, wm = warp % WM, wn = warp / WM, g = lane >> 2, q = lane & 3;
     char* smem = smem_base();
 #pragma unroll
@@ -336,16 +376,16 @@ template <int WM, int WN, int MT, int NT, int STAGES, int SPLIT> struct Tile {
 #pragma unroll 1
     for (u32 f = threadIdx.x; f < BN * PER_ROW; f += THREADS) {
       const u32 i = i0 + f / PER_ROW, n = n0 + f % PER_ROW * V;
-      if (i >= job.count || n >= job.outputs) continue;
+      if (i >= job.count || n >= n_end) continue;
       const out_t* from = reinterpret_cast<const out_t*>(smem + f / PER_ROW * PITCH) + f % PER_ROW * V;
       out_t* y = job.y + (i64)job.pair(i) * job.y_stride + n;
-      if (aligned && n + V <= job.outputs) *reinterpret_cast<uint4*>(y) = *reinterpret_cast<const uint4*>(from);
-      else for (u32 e = 0; e < V && n + e < job.outputs; e++) y[e] = from[e];
+      if (aligned && n + V <= n_end) *reinterpret_cast<uint4*>(y) = *reinterpret_cast<const uint4*>(from);
+      else for (u32 e = 0; e < V && n + e < n_end; e++) y[e] = from[e];
     }
   }
 
   // Sums the parts that lie in the shared memory of the cluster, a quarter of them in each CTA.
-  __device__ __forceinline__ void store_split(const Job& job, u32 n0, u32 i0, u32 rank) {
+  __device__ __forceinline__ void store_split(const Job& job, u32 n0, u32 n_end, u32 i0, u32 rank) {
 #if GDN_SM90
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     float4* sums = reinterpret_cast<float4*>(smem_base());
@@ -366,20 +406,21 @@ template <int WM, int WN, int MT, int NT, int STAGES, int SPLIT> struct Tile {
         v.x += a.x; v.y += a.y; v.z += a.z; v.w += a.w;
       }
       const u32 w = f / (MT * NT * 32), m = f / (NT * 32) % MT, n = f / 32 % NT;
-      emit(job, n0 + (w % WM * MT + m) * OUTS + (f & 31) / 4, job.outputs, i0 + (n * WN + w / WM) * 8 + (f & 3) * 2, v);
+      emit(job, n0 + (w % WM * MT + m) * OUTS + (f & 31) / 4, n_end, i0 + (n * WN + w / WM) * 8 + (f & 3) * 2, v);
     }
     cluster_sync();  // others may read this CTA's sums still
 #endif
   }
 
-  DEV void run(const Job& job, u32 n0, u32 i0, u32 rank, bool wait) {
+  // Outputs n0 to n_end, OUTPUTS at most.
+  DEV void run(const Job& job, u32 n0, u32 n_end, u32 i0, u32 rank, bool wait) {
     Tile t;
     const u32 there = job.count - i0 < BN ? job.count - i0 : BN, used = ceil_div(there, WN * 8);
-    if (PARTIAL && used <= (NT + 3) / 4) t.template sum<(NT + 3) / 4>(job, n0, i0, rank, wait);
-    else if (PARTIAL && used <= (NT + 1) / 2) t.template sum<(NT + 1) / 2>(job, n0, i0, rank, wait);
-    else t.template sum<NT>(job, n0, i0, rank, wait);
-    if (SPLIT > 1) t.store_split(job, n0, i0, rank);
-    else t.store(job, n0, i0);
+    if (PARTIAL && !GROUPS && used <= (NT + 3) / 4) t.template sum<(NT + 3) / 4>(job, n0, n_end, i0, rank, wait);
+    else if (PARTIAL && !GROUPS && used <= (NT + 1) / 2) t.template sum<(NT + 1) / 2>(job, n0, n_end, i0, rank, wait);
+    else t.template sum<NT>(job, n0, n_end, i0, rank, wait);
+    if (SPLIT > 1) t.store_split(job, n0, n_end, i0, rank);
+    else t.store(job, n0, n_end, i0);
   }
 };
 
