@@ -29,7 +29,7 @@ const ROOM: f64 = 1.6;
 /// How much the last step counts.
 const WEIGHT: f64 = 0.2;
 /// Prompts that wait with so many tokens are worth a slower step with a token of these.
-const BACKLOG: usize = 8;
+const BACKLOG: usize = 16;
 
 impl Pace {
     /// From `least` tokens to `most`, which are at least 1.
@@ -38,11 +38,19 @@ impl Pace {
     }
 
     /// The tokens of prompts for a step that generates so many, with so many to come.
-    pub(crate) fn allowed(&self, decodes: usize, backlog: usize) -> usize {
+    fn allowed(&self, decodes: usize, backlog: usize) -> usize {
         let known = self.known.get(&(decodes / ALIKE));
         let allowed = known.map_or(self.most, |known| known.allowed);
         // A queue of prompts waits longer for small pieces than answers do for large ones.
         allowed.max(backlog / BACKLOG).min(self.most)
+    }
+
+    /// The same, so that the pieces of what is to come are of one size: with a smaller last
+    /// one nothing is won, as the longest step counts.
+    pub(crate) fn piece(&self, decodes: usize, backlog: usize) -> usize {
+        let allowed = self.allowed(decodes, backlog);
+        let pieces = backlog.div_ceil(allowed).max(1);
+        backlog.div_ceil(pieces)
     }
 
     /// Hears what a step took that generated so many tokens, and ran so many of prompts.
@@ -109,12 +117,21 @@ mod tests {
         let mut pace = Pace::new(16, 512);
         settle(&mut pace, 3, 1.0);
         assert_eq!(pace.allowed(3, 100), 16);
-        assert_eq!(pace.allowed(3, 2048), 256);
+        assert_eq!(pace.allowed(3, 2048), 128);
         assert_eq!(pace.allowed(3, 1 << 20), 512);
         // Steps that were larger than allowed say nothing of what is.
         let before = pace.allowed(3, 0);
         pace.hear(3, 512, 9.0);
         assert_eq!(pace.allowed(3, 0), before);
         assert_eq!(Pace::new(16, 4).allowed(3, 0), 4);
+    }
+
+    #[test]
+    fn pieces_are_of_one_size() {
+        let mut pace = Pace::new(48, 512);
+        settle(&mut pace, 16, 1.0);
+        for (backlog, piece) in [(0, 0), (1, 1), (48, 48), (49, 25), (128, 43), (8192, 512)] {
+            assert_eq!(pace.piece(16, backlog), piece, "{backlog}");
+        }
     }
 }

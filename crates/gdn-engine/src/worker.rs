@@ -77,7 +77,7 @@ impl Worker {
             mixed: options.mixed_prefill_size.clamp(1, prefill),
         };
         // A GPU reads most weights for a few tokens of a prompt as for a page of them.
-        let least = if model.place() == Place::Host { 16 } else { Model::PAGE_TOKENS };
+        let least = if model.place() == Place::Host { 16 } else { 48 };
         let pace = Pace::new(least, limits.mixed);
         let (slots, tokens) = model.free();
         let stats = Stats { slots, pages: tokens / Model::PAGE_TOKENS, ..Stats::default() };
@@ -132,7 +132,7 @@ impl Worker {
         self.abort(|work| !work.is_wanted());
         let backlog = self.scheduler.backlog(Sequence::len);
         let decodes = self.scheduler.decodes(Sequence::len);
-        self.scheduler.set_mixed(self.pace.allowed(decodes, backlog));
+        self.scheduler.set_mixed(self.pace.piece(decodes, backlog));
         let plan = self.scheduler.plan(&mut self.pool);
         if plan.is_empty() {
             if !self.scheduler.is_idle() {
