@@ -103,15 +103,20 @@ struct Warp {
   alignas(16) char wide[2][32 * 32];  // the same, of what is more than a value
 };
 struct Cta {
-  Barrier barrier;
+  Barrier barrier, some;  // of all threads, of as many as say so
   std::vector<Warp> warps;
   dim3 index;
   char* shared = nullptr;
 };
 struct Copy { char* to; const char* from; long group; };  // 16 bytes, or zeros
+// Of matrices in shared memory, which are read when it runs.
+typedef void (*Multiply)(float* c, const char* a, const char* b, unsigned k16);
+struct Product { Multiply run; float* c; const char *a, *b; unsigned k16; long group; };
 struct Fibre {
   std::vector<Copy> copies;  // asynchronous ones that are under way
   long groups = 0;           // of copies, committed so far
+  std::vector<Product> products;  // the same of products
+  long product_groups = 0;
   char* stack = nullptr;
   void* sp = nullptr;
   unsigned cta = 0, thread = 0, syncs = 0;
@@ -137,6 +142,11 @@ void sync_threads() {
   if (now->syncs++ == GDN_DROP_SYNC) return;
 #endif
   cta().barrier.pass();
+}
+
+void sync_some(unsigned threads) {
+  cta().some.live = threads;
+  cta().some.pass();
 }
 
 template <class T> T shuffle_xor(T value, unsigned mask) {
@@ -184,6 +194,16 @@ void copy_wait(int pending) {  // until no more than so many of the committed gr
   now->copies.swap(late);
 }
 
+// An asynchronous product runs as late as may be.
+void product_wait(int pending) {
+  std::vector<Product> late;
+  for (const Product& p : now->products) {
+    if (p.group < now->product_groups - pending) p.run(p.c, p.a, p.b, p.k16);
+    else late.push_back(p);
+  }
+  now->products.swap(late);
+}
+
 // What every lane offers, in the order of lanes, until the next but one of these.
 template <class T> const T* gather(const T& value) {
   static_assert(sizeof value <= 32, "one lane's share");
@@ -218,6 +238,8 @@ void prepare(Fibre& f) {
   f.syncs = 0;
   f.copies.clear();
   f.groups = 0;
+  f.products.clear();
+  f.product_groups = 0;
 }
 
 Status run_cluster(const Launch& l, dim3 first, Random& random) {
@@ -260,6 +282,7 @@ Status run_cluster(const Launch& l, dim3 first, Random& random) {
 
 char* gdn_emu_smem() { return emu::cta().shared; }
 void gdn_emu_yield() { emu::yield(); }
+void gdn_emu_sync_some(unsigned threads) { emu::sync_some(threads); }
 void gdn_emu_cluster_sync() { emu::cluster_barrier.pass(); }
 void* gdn_emu_map_shared(void* here, unsigned rank) {
   return emu::ctas[rank].shared + (static_cast<char*>(here) - emu::cta().shared);
@@ -267,6 +290,11 @@ void* gdn_emu_map_shared(void* here, unsigned rank) {
 void gdn_emu_copy_async(void* to, const void* from) { emu::copy_async((char*)to, (const char*)from); }
 void gdn_emu_copy_commit() { emu::now->groups++; }
 void gdn_emu_copy_wait(int pending) { emu::copy_wait(pending); }
+void gdn_emu_product(emu::Multiply run, float* c, const char* a, const char* b, unsigned k16) {
+  emu::now->products.push_back({run, c, a, b, k16, emu::now->product_groups});
+}
+void gdn_emu_product_commit() { emu::now->product_groups++; }
+void gdn_emu_product_wait(int pending) { emu::product_wait(pending); }
 template <class T> const T* gdn_emu_gather(const T& value) { return emu::gather(value); }
 template <class T> T atomicCAS(T* p, T expected, T desired) {
   const T old = *p;

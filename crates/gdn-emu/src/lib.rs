@@ -5,7 +5,8 @@
 //! CUDA thread a fibre of its own; [`Kernels`] launches what is in it on host
 //! memory, its threads in order or in a random order drawn from a seed. What
 //! depends on a barrier that is not there then differs from one schedule to
-//! another. Compiled with [`Build::sanitize`], every access is checked by
+//! another; asynchronous copies may land, and asynchronous products read, as late
+//! as a kernel lets them. Compiled with [`Build::sanitize`], every access is checked by
 //! AddressSanitizer and UBSan.
 //!
 //! It shows what a kernel computes, not how a GPU runs it: no timing, no memory

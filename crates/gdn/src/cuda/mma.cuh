@@ -18,21 +18,39 @@ DEV void mma_bf16(float* c, const u32* a, const u32* b) {
   }
 }
 // Terms are added as mma_bf16 adds them where a lane has 4 neighbours of k.
-template <int NT> DEV void wgmma_bf16(float* c, const char* a, const char* b, u32 k16) {
-  auto at = [&](const char* rows, u32 row, u32 term) {
-    const u32 k = k16 * 16 + term % 8 / 2 * 4 + term / 8 * 2 + term % 2;
-    return bf16_of(*reinterpret_cast<const u16*>(rows + row * 128 + ((k / 8 ^ row % 8) << 4) + k % 8 * 2), 0);
+template <int NT> DEV void wgmma_now(float* c, const char* a, const char* b, u32 k16) {
+  struct Terms {
+    float of[16];
+    Terms(const char* rows, u32 row, u32 k16) {
+      for (u32 term = 0; term < 16; term++) {
+        const u32 k = k16 * 16 + term % 8 / 2 * 4 + term / 8 * 2 + term % 2;
+        of[term] = bf16_of(*reinterpret_cast<const u16*>(rows + row * 128 + ((k / 8 ^ row % 8) << 4) + k % 8 * 2), 0);
+      }
+    }
   };
   const u32 lane = threadIdx.x & 31, top = threadIdx.x / 32 % 4 * 16 + lane / 4;
-  for (u32 i = 0; i < NT * 4; i++)
-    for (u32 term = 0; term < 16; term++)
-      c[i] = fmaf(at(a, top + i % 4 / 2 * 8, term), at(b, i / 4 * 8 + lane % 4 * 2 + i % 2, term), c[i]);
+  const Terms left[2] = {{a, top, k16}, {a, top + 8, k16}};
+  for (u32 i = 0; i < NT * 4; i++) {
+    if (i % 4 > 1) continue;
+    const Terms right(b, i / 4 * 8 + lane % 4 * 2 + i % 2, k16);
+    for (u32 half = 0; half < 2; half++)
+      for (u32 term = 0; term < 16; term++) c[i + 2 * half] = fmaf(left[half].of[term], right.of[term], c[i + 2 * half]);
+  }
 }
+template <int NT> DEV void wgmma_bf16(float* c, const char* a, const char* b, u32 k16) { gdn_emu_product(wgmma_now<NT>, c, a, b, k16); }
 DEV void wgmma_begin() {}
-DEV void wgmma_commit() {}
-DEV void wgmma_wait_one() {}
-template <int N> DEV void wgmma_wait(float*) {}
+DEV void wgmma_commit() { gdn_emu_product_commit(); }
+DEV void wgmma_wait_one() { gdn_emu_product_wait(1); }
+template <int N> DEV void wgmma_wait(float*) { gdn_emu_product_wait(0); }
 DEV void wgmma_fence() {}
+template <int N> DEV void more_registers() {}
+template <int N> DEV void fewer_registers() {}
+template <int THREADS> DEV void sync_groups() { gdn_emu_sync_some(THREADS); }
+DEV void cp_async_arrive(u64* b) {
+  gdn_emu_copy_commit();
+  gdn_emu_copy_wait(0);
+  mbar_arrive(b);
+}
 DEV u32 tf32(float x) {
   const u32 u = f_bits(x);
   return (u & 0x7f800000u) == 0x7f800000u ? u : (u + 0x1000) & ~0x1fffu;
@@ -151,7 +169,18 @@ template <int N> DEV void wgmma_wait(float* c) {
 }
 // Before the barrier behind which wgmma reads what this thread has written to shared memory.
 DEV void wgmma_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// Four warps give registers to others of the CTA, or take them.
+template <int N> DEV void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(N)); }
+template <int N> DEV void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(N)); }
+// A barrier of so many threads.
+template <int THREADS> DEV void sync_groups() { asm volatile("bar.sync 1, %0;" :: "n"(THREADS) : "memory"); }
+// Arrives when this thread's copies so far have landed.
+DEV void cp_async_arrive(u64* b) { asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" :: "r"(shared_addr(b)) : "memory"); }
 #else
+template <int N> DEV void more_registers() {}
+template <int N> DEV void fewer_registers() {}
+template <int THREADS> DEV void sync_groups() {}
+DEV void cp_async_arrive(u64*) {}
 template <int NT> DEV void wgmma_bf16(float*, const char*, const char*, u32) {}
 DEV void wgmma_begin() {}
 DEV void wgmma_commit() {}

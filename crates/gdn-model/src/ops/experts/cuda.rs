@@ -94,16 +94,16 @@ fn tile(gpu: &Gpu, args: Args, up: bool) -> Tile {
     let average = tokens * (places - 1) / experts.max(1);
     let shared =
         |warps, rows16, ahead| Tile::Shared { warps, rows16, pairs8: 4, ahead, cluster: 1 };
-    let grouped = |groups, pairs8, ahead| {
+    let grouped = |groups, pairs8, ahead, fed| {
         let rows = groups * 64;
-        Tile::Groups { groups, rows, pairs8, ahead, cluster: 1 }
+        Tile::Groups { groups, rows, pairs8, ahead, cluster: 1, fed }
     };
     let tile = match (average, facts.has_wgmma()) {
         _ if gpu.activations != DType::BF16 => return Tile::Plain,
-        (0..=1, true) => grouped(1, 1, if up { 8 } else { 5 }),
-        (2..=20, true) => grouped(1, 4, 4),
-        (21..=48, true) => grouped(2, 8, 4),
-        (_, true) => grouped(2, 12, 6),
+        (0..=1, true) => grouped(1, 1, if up { 8 } else { 5 }, false),
+        (2..=20, true) => grouped(1, 4, 4, false),
+        (21..=48, true) => grouped(2, 8, 4, false),
+        (_, true) => grouped(2, 12, 6, true),
         (0..=1, false) => Tile::Stream { rows16: 1, pairs8: 1, ahead: 5, ctas: 0 },
         (2..=31, false) => shared((4, 1), 1, 6),
         (_, false) => shared((2, 2), 4, 4),
@@ -112,8 +112,13 @@ fn tile(gpu: &Gpu, args: Args, up: bool) -> Tile {
 }
 
 /// By `FORM`.
-const ENTRIES: [&str; 4] =
-    ["gdn_experts_stream", "gdn_experts_tile", "gdn_experts_plain", "gdn_experts_tile"];
+const ENTRIES: [&str; 5] = [
+    "gdn_experts_stream",
+    "gdn_experts_tile",
+    "gdn_experts_plain",
+    "gdn_experts_tile",
+    "gdn_experts_tile",
+];
 
 pub(super) fn launch(gpu: &Gpu, args: Args, up: bool, tile: Tile) -> Result<()> {
     let Args { routing, outputs, shared_outputs, k, shared_k, x_stride, y_stride, .. } = args;

@@ -60,16 +60,13 @@ extern "C" __global__ void __launch_bounds__(128, 1) gdn_experts_stream(const __
   const u32 first = blockIdx.x * p.per_cta, last = first + p.per_cta < job.outputs ? first + p.per_cta : job.outputs;
   Stream<ROWS16, PAIRS8, AHEAD>::run(job, first, last, EARLY);
 }
-#elif FORM == 1 || FORM == 3
-typedef Tile<WARPS / 10, WARPS % 10, ROWS16, PAIRS8, AHEAD, 1, FORM == 3> Tiles;
-extern "C" __global__ void __launch_bounds__(Tiles::THREADS, 1) gdn_experts_tile(const __grid_constant__ Params p) {
+#elif FORM == 1 || FORM >= 3
+typedef Tile<WARPS / 10, WARPS % 10, ROWS16, PAIRS8, AHEAD, 1, FORM == 1 ? MMA : FORM - 2> Tiles;
+extern "C" __global__ void __launch_bounds__(Tiles::ALL_THREADS, 1) gdn_experts_tile(const __grid_constant__ Params p) {
   Job job;
   if (!start(p, Tiles::BN, job)) return;
   const u32 first = blockIdx.x * p.per_cta, last = first + p.per_cta < job.outputs ? first + p.per_cta : job.outputs;
-  for (u32 i0 = 0; i0 < job.count; i0 += Tiles::BN) {
-    if (i0) __syncthreads();
-    Tiles::run(job, first, last, i0, 0, EARLY && i0 == 0);
-  }
+  Tiles::run(job, first, last, 0, job.count, 0, EARLY);
 }
 #else
 extern "C" __global__ void __launch_bounds__(128, 1) gdn_experts_plain(const __grid_constant__ Params p) {

@@ -18,9 +18,9 @@ const TILES: [Tile; 7] = [
     Tile::Stream { rows16: 1, pairs8: 2, ahead: 5, ctas: 0 },
     Tile::Stream { rows16: 2, pairs8: 4, ahead: 4, ctas: 0 },
     Tile::Shared { warps: (2, 4), rows16: 4, pairs8: 4, ahead: 5, cluster: 1 },
-    Tile::Groups { groups: 1, rows: 64, pairs8: 1, ahead: 8, cluster: 1 },
-    Tile::Groups { groups: 1, rows: 64, pairs8: 4, ahead: 4, cluster: 1 },
-    Tile::Groups { groups: 2, rows: 128, pairs8: 8, ahead: 4, cluster: 1 },
+    Tile::Groups { groups: 1, rows: 64, pairs8: 1, ahead: 8, cluster: 1, fed: false },
+    Tile::Groups { groups: 2, rows: 128, pairs8: 8, ahead: 4, cluster: 1, fed: false },
+    Tile::Groups { groups: 2, rows: 128, pairs8: 2, ahead: 3, cluster: 1, fed: true },
 ];
 
 /// Experts of random numbers: up, shared up, down, shared down.

@@ -61,7 +61,8 @@ pub(crate) enum Tile {
     Shared { warps: (u32, u32), rows16: u32, pairs8: u32, ahead: u32, cluster: u32 },
     /// The same in groups of four warps, whose products are `wgmma`'s: 64 weight rows
     /// each, and all together `pairs8 · 8` rows of x. A CTA has `rows` weight rows.
-    Groups { groups: u32, rows: u32, pairs8: u32, ahead: u32, cluster: u32 },
+    /// Those that are `fed` are two, by four more warps, which copy.
+    Groups { groups: u32, rows: u32, pairs8: u32, ahead: u32, cluster: u32, fed: bool },
     /// Plain f32.
     Plain,
 }
@@ -85,15 +86,18 @@ impl Tile {
     /// Where four warps have products together.
     fn with_wgmma(sms: u32, rows: usize, weight_rows: u32, gated: bool) -> Self {
         // Two CTAs to a multiprocessor.
-        let narrow = |pairs8, ahead| Groups { groups: 1, rows: 64, pairs8, ahead, cluster: 1 };
+        let narrow =
+            |pairs8, ahead| Groups { groups: 1, rows: 64, pairs8, ahead, cluster: 1, fed: false };
         // Few weight rows keep all of them busy with a quarter of the terms in each CTA.
         let split = |pairs8, ahead| {
             let even = 8 << u32::from(gated);
             let rows = (4 * weight_rows).div_ceil(sms).next_multiple_of(even).min(64);
-            Groups { groups: 1, rows, pairs8, ahead, cluster: 4 }
+            Groups { groups: 1, rows, pairs8, ahead, cluster: 4, fed: false }
         };
+        let wide =
+            |pairs8, ahead| Groups { groups: 2, rows: 128, pairs8, ahead, cluster: 1, fed: true };
         let tiles = |tile: Self| tile.tiles(rows, weight_rows);
-        match (rows, weight_rows >= 32 * sms) {
+        match (rows, weight_rows >= 48 * sms) {
             (0..=8, true) => narrow(1, 6),
             (0..=8, false) => split(1, 8),
             (9..=16, true) => narrow(2, 6),
@@ -101,15 +105,16 @@ impl Tile {
             (17..=32, true) => narrow(4, 7),
             (17..=32, false) => split(4, 5),
             (33..=64, true) => narrow(8, 6),
-            (33..=64, false) => split(8, 6),
+            // Three CTAs to a multiprocessor where two would not do.
+            (33..=64, false) => split(8, if tiles(narrow(8, 6)) > sms / 2 { 4 } else { 6 }),
             (65..=96, true) => narrow(12, 5),
             (65..=96, false) => split(12, 5),
-            _ if tiles(narrow(16, 4)) * 2 <= sms => split(16, 4),
+            _ if tiles(split(16, 4)) * 2 <= sms => split(16, 4),
             _ => {
-                // One that fills a multiprocessor takes 1.3 times as long as two that do.
-                let wide = Groups { groups: 2, rows: 128, pairs8: 24, ahead: 5, cluster: 1 };
-                let rounds = tiles(narrow(16, 4)).div_ceil(2 * sms);
-                if 13 * tiles(wide).div_ceil(sms) < 10 * rounds { wide } else { narrow(16, 4) }
+                // Rounds of all multiprocessors; one of the wider tiles takes 1.35 times as long.
+                let rounds = |tile| tiles(tile).div_ceil(sms);
+                let (square, wider) = (wide(16, 6), wide(24, 5));
+                if 27 * rounds(wider) < 20 * rounds(square) { wider } else { square }
             }
         }
     }
@@ -194,7 +199,7 @@ impl Tile {
     pub(crate) fn threads(self) -> u32 {
         match self {
             Shared { warps, .. } => warps.0 * warps.1 * 32,
-            Groups { groups, .. } => groups * 128,
+            Groups { groups, fed, .. } => (groups + u32::from(fed)) * 128,
             Stream { .. } | Plain => 128,
         }
     }
@@ -212,11 +217,13 @@ impl Tile {
         match self {
             Stream { rows16, pairs8, ahead, .. } => 8192 * rows16 * ahead + 4096 * rows16 * pairs8,
             Shared { ahead, cluster, .. } | Groups { ahead, cluster, .. } => {
-                if let Groups { groups, .. } = self {
+                let mut barriers = 0;
+                if let Groups { groups, fed, .. } = self {
                     m = groups * 64;
+                    barriers = if fed { 16 * ahead + 16 } else { 0 };
                 }
                 let sums = if cluster > 1 { m * n * 4 } else { 0 };
-                sums.max(ahead * (m + n) * 128)
+                sums.max(ahead * (m + n) * 128) + barriers
             }
             Plain => 0,
         }
@@ -229,8 +236,8 @@ impl Tile {
             Shared { warps, rows16, pairs8, ahead, cluster } => {
                 (1, [rows16, pairs8, ahead, warps.0 * 10 + warps.1, cluster])
             }
-            Groups { groups, pairs8, ahead, cluster, .. } => {
-                (3, [1, pairs8, ahead, groups * 40 + 1, cluster])
+            Groups { groups, pairs8, ahead, cluster, fed, .. } => {
+                (3 + u32::from(fed), [1, pairs8, ahead, groups * 40 + 1, cluster])
             }
             Plain => (2, [0; 5]),
         }
@@ -290,8 +297,13 @@ pub(super) fn launch(gpu: &Gpu, args: Args, gated: bool, tile: Tile) -> Result<(
 }
 
 /// By `FORM`.
-const ENTRIES: [&str; 4] =
-    ["gdn_linear_stream", "gdn_linear_tile", "gdn_linear_plain", "gdn_linear_tile"];
+const ENTRIES: [&str; 5] = [
+    "gdn_linear_stream",
+    "gdn_linear_tile",
+    "gdn_linear_plain",
+    "gdn_linear_tile",
+    "gdn_linear_tile",
+];
 
 fn kernel(gpu: &Gpu, gated: bool, f32_out: bool, tile: Tile) -> Kernel {
     let (form, [rows16, pairs8, ahead, warps, cluster]) = tile.constants();

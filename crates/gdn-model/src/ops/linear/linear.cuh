@@ -229,23 +229,28 @@ template <int MT, int NT, int DEPTH> struct Stream {
 // A CTA of WM * WN warps for BM rows of w and BN pairs. A warp has MT * 16 neighbouring rows, and of
 // the pairs every WN-th 8, so that few pairs are shared by all warps. A row's unit is 128 bytes of
 // shared memory, swizzled so that all banks are reached.
-// With GROUPS of 4 warps (WN = MT = 1) the products are wgmma's, which have the same sums.
 // With SPLIT a cluster of PARTS CTAs has one part of K each, for where tiles are few.
-template <int WM, int WN, int MT, int NT, int STAGES, int SPLIT, bool GROUPS> struct Tile {
+// BY mma.sync; BY wgmma, which has the same sums, in groups of four warps (WN = MT = 1); or BY wgmma of
+// warps that do nothing else, FED by four that copy.
+enum { MMA, WGMMA, FED };
+template <int WM, int WN, int MT, int NT, int STAGES, int SPLIT, int BY> struct Tile {
   static constexpr u32 BM = WM * MT * 16, BN = WN * NT * 8, THREADS = WM * WN * 32;
+  static constexpr u32 ALL_THREADS = THREADS + (BY == FED ? 128 : 0);
   static constexpr u32 OUTPUTS = BM / 16 * OUTS, STAGE = (BM + BN) * 128, STEP = THREADS / 8;
   static constexpr u32 PITCH = OUTPUTS * sizeof(out_t) + 16;
-  static constexpr u32 BYTES = SPLIT > 1 && BM * BN * 4 > STAGES * STAGE ? BM * BN * 4 : STAGES * STAGE;
-  static constexpr int LEAD = STAGES - 1 - GROUPS;  // units loaded ahead: wgmma may still read the one before
+  static constexpr u32 BYTES = SPLIT > 1 && BM * BN * 4 > STAGES * STAGE ? BM * BN * 4 : STAGES * STAGE + (BY == FED ? STAGES * 16 + 16 : 0);
+  static constexpr int FEED_REGISTERS = 72, SUM_REGISTERS = 216;  // each of 384 threads starts with 168
+  static constexpr int LEAD = STAGES - 1 - (BY == WGMMA);  // units loaded ahead: wgmma may still read the one before
   static constexpr u32 X_ROWS = (BN + STEP - 1) / STEP;  // of a thread
   static_assert(BM % STEP == 0, "threads copy whole rows");
   static_assert(BN * PITCH <= BYTES, "outputs take the place of operands");
-  static_assert(!GROUPS || (WM % 4 == 0 && WN == 1 && MT == 1), "four warps have 64 rows");
+  static_assert(BY == MMA || (WM % 4 == 0 && WN == 1 && MT == 1), "four warps have 64 rows");
+  static_assert(BY != FED || (WM == 8 && SPLIT == 1), "registers are shared among three groups");
 
   float acc[MT][NT][4], total[MT][NT][4];
 
   __device__ __forceinline__ void add_part() {
-    if constexpr (GROUPS) wgmma_wait<NT * 4>(acc[0][0]);
+    if constexpr (BY != MMA) wgmma_wait<NT * 4>(acc[0][0]);
 #pragma unroll
     for (int m = 0; m < MT; m++)
 #pragma unroll
@@ -255,12 +260,12 @@ template <int WM, int WN, int MT, int NT, int STAGES, int SPLIT, bool GROUPS> st
   }
 
   // Where 16 bytes of row r of a unit lie, so that products reach all banks.
-  DEV u32 place(u32 r, u32 col) { return r * 128 + ((col ^ (GROUPS ? r & 7 : (r & 3) << 1)) << 4); }
+  DEV u32 place(u32 r, u32 col) { return r * 128 + ((col ^ (BY != MMA ? r & 7 : (r & 3) << 1)) << 4); }
 
   // The products of the unit at `at`, with the first NA * WN * 8 pairs.
   template <int NA> __device__ __forceinline__ void unit(const char* at) {
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, wm = warp % WM, wn = warp / WM, g = lane >> 2, q = lane & 3;
-    if constexpr (GROUPS) {
+    if constexpr (BY != MMA) {
       wgmma_begin();
 #pragma unroll
       for (u32 p = 0; p < 4; p++) wgmma_bf16<NT>(acc[0][0], at + wm / 4 * 8192, at + BM * 128, p);
@@ -343,16 +348,134 @@ template <int WM, int WN, int MT, int NT, int STAGES, int SPLIT, bool GROUPS> st
         while (part_end == u);  // a part without units adds 0
       }
       cp_async_wait<LEAD - 1>();
-      if constexpr (GROUPS) wgmma_fence();
+      if constexpr (BY == WGMMA) wgmma_fence();
       __syncthreads();
       load();
       unit<NA>(smem + stage * STAGE);
-      if constexpr (GROUPS) wgmma_wait_one();
+      if constexpr (BY == WGMMA) wgmma_wait_one();
       if (++stage == STAGES) stage = 0;
     }
     add_part();
     cp_async_wait<0>();
     __syncthreads();
+  }
+
+#if GDN_SM90
+  // What the four warps do that copy: units to stages that are free.
+  DEV void feed(const Job& job, u32 n0, u32 n_end, u32 i0, u32 i_end, u64* full, u64* empty, u64* stored, bool wait) {
+    constexpr u32 ROWS = 16, W_STEPS = BM / ROWS, X_STEPS = BN / ROWS;
+    static_assert(BN % ROWS == 0, "threads copy whole rows");
+    const u32 r = (threadIdx.x - THREADS) / 8, col = threadIdx.x % 8, units = ceil_div(job.k, 64);
+    const bf16* first = job.w + (u64)weight_row(job, n0, r) * job.k + col * 8;
+    const u32 out = weight_output(n0, r), to = place(r, col);
+    if (wait) {
+#pragma unroll
+      for (u32 j = 0; j < W_STEPS; j++)
+        if (col < STAGES && col < units && out + j * OUTS < n_end) prefetch_l2(first + (u64)j * OUTS * job.k + col * 56);
+      pdl_wait();
+    }
+    pdl_trigger();
+    u32 stage = 0, phase = 1, blocks = 0;
+#pragma unroll 1
+    for (; i0 < i_end; i0 += BN, blocks++) {
+      if (blocks > 0) mbar_wait(stored, (blocks - 1) & 1);  // outputs lie where units go
+      const act_t* x[X_STEPS];
+#pragma unroll
+      for (u32 j = 0; j < X_STEPS; j++) {
+        const u32 i = i0 + r + j * ROWS;
+        x[j] = i < i_end ? job.row(i) + col * 8 : nullptr;
+      }
+      const bf16* w = first;
+#pragma unroll 1
+      for (u32 u = 0; u < units; u++, w += 64) {
+        mbar_wait(empty + stage, phase);
+        const bool inside = u * 64 + col * 8 < job.k;
+        char* at = smem_base() + stage * STAGE + to;
+#pragma unroll
+        for (u32 j = 0; j < W_STEPS; j++) {
+          const bool valid = inside && out + j * OUTS < n_end;
+          cp_async16_if(at + j * ROWS * 128, valid ? w + (u64)j * OUTS * job.k : job.w, valid);
+        }
+#pragma unroll
+        for (u32 j = 0; j < X_STEPS; j++) {
+          const bool valid = inside && x[j];
+          cp_async16_if(at + (BM + j * ROWS) * 128, valid ? x[j] + u * 64 : job.x, valid);
+        }
+        cp_async_arrive(full + stage);
+        if (++stage == STAGES) stage = 0, phase ^= 1;
+      }
+    }
+    cp_async_commit();
+    cp_async_wait<0>();
+  }
+
+  // What the others do.
+  __device__ __forceinline__ void sum_fed(const Job& job, u32& stage, u32& phase, u64* full, u64* empty) {
+    const u32 units = ceil_div(job.k, 64), lane = threadIdx.x & 31;
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) total[0][n][e] = acc[0][n][e] = 0.f;
+    u32 last = STAGES, next_part = 0, part_end = 0;
+#pragma unroll 1
+    for (u32 u = 0; u < units; u++) {
+      if (u == part_end) {
+        if (u > 0) add_part();
+        do part_end = part_start(job.k, ++next_part);
+        while (part_end == u);
+      }
+      mbar_wait(full + stage, phase);
+      wgmma_fence();
+      unit<NT>(smem_base() + stage * STAGE);
+      wgmma_wait_one();
+      if (last < STAGES) warp_arrive(empty + last, lane);
+      last = stage;
+      if (++stage == STAGES) stage = 0, phase ^= 1;
+    }
+    add_part();
+    if (last < STAGES) warp_arrive(empty + last, lane);
+    sync_groups<THREADS>();
+  }
+
+  DEV void run_fed(const Job& job, u32 n0, u32 n_end, u32 i0, u32 i_end, bool wait) {
+    u64 *full = reinterpret_cast<u64*>(smem_base() + STAGES * STAGE), *empty = full + STAGES, *stored = empty + STAGES;
+    if (threadIdx.x == 0) {
+      for (int s = 0; s < STAGES; s++) mbar_init(full + s, 128), mbar_init(empty + s, WM * WARP_ARRIVALS);
+      mbar_init(stored, WM * WARP_ARRIVALS);
+      mbar_init_fence();
+    }
+    __syncthreads();
+    if (threadIdx.x >= THREADS) {
+      fewer_registers<FEED_REGISTERS>();
+      return feed(job, n0, n_end, i0, i_end, full, empty, stored, wait);
+    }
+    more_registers<SUM_REGISTERS>();
+    if (wait) pdl_wait();
+    pdl_trigger();
+    u32 stage = 0, phase = 0;
+#pragma unroll 1
+    for (; i0 < i_end; i0 += BN) {
+      Tile t;
+      t.sum_fed(job, stage, phase, full, empty);
+      t.store(job, n0, n_end, i0);
+      warp_arrive(stored, threadIdx.x & 31);
+    }
+  }
+#else
+  DEV void run_fed(const Job&, u32, u32, u32, u32, bool) {}
+#endif
+
+  // With as few products as the pairs that are there want.
+  __device__ __forceinline__ void sum_first(const Job& job, u32 n0, u32 n_end, u32 i0, u32 there, u32 rank, bool wait) {
+    const u32 used = ceil_div(there < BN ? there : BN, WN * 8);
+    if (PARTIAL && BY == MMA && used <= (NT + 3) / 4) sum<(NT + 3) / 4>(job, n0, n_end, i0, rank, wait);
+    else if (PARTIAL && BY == MMA && used <= (NT + 1) / 2) sum<(NT + 1) / 2>(job, n0, n_end, i0, rank, wait);
+    else sum<NT>(job, n0, n_end, i0, rank, wait);
+  }
+
+  __device__ __forceinline__ void sync() {
+    if constexpr (BY == FED) sync_groups<THREADS>();
+    else __syncthreads();
   }
 
   __device__ __forceinline__ void store(const Job& job, u32 n0, u32 n_end, u32 i0) {
@@ -370,7 +493,7 @@ template <int WM, int WN, int MT, int NT, int STAGES, int SPLIT, bool GROUPS> st
           if (!SWIGLU) y[m * OUTS + 8] = Num<out_t>::of(hi);
         }
       }
-    __syncthreads();
+    sync();
     constexpr u32 V = 16 / sizeof(out_t), PER_ROW = OUTPUTS / V;
     const bool aligned = ((u64)job.y | (u64)job.y_stride * sizeof(out_t)) % 16 == 0;
 #pragma unroll 1
@@ -412,15 +535,20 @@ template <int WM, int WN, int MT, int NT, int STAGES, int SPLIT, bool GROUPS> st
 #endif
   }
 
-  // Outputs n0 to n_end, OUTPUTS at most.
-  DEV void run(const Job& job, u32 n0, u32 n_end, u32 i0, u32 rank, bool wait) {
-    Tile t;
-    const u32 there = job.count - i0 < BN ? job.count - i0 : BN, used = ceil_div(there, WN * 8);
-    if (PARTIAL && !GROUPS && used <= (NT + 3) / 4) t.template sum<(NT + 3) / 4>(job, n0, n_end, i0, rank, wait);
-    else if (PARTIAL && !GROUPS && used <= (NT + 1) / 2) t.template sum<(NT + 1) / 2>(job, n0, n_end, i0, rank, wait);
-    else t.template sum<NT>(job, n0, n_end, i0, rank, wait);
-    if (SPLIT > 1) t.store_split(job, n0, n_end, i0, rank);
-    else t.store(job, n0, n_end, i0);
+  // Outputs n0 to n_end, OUTPUTS at most, of the pairs from i0 to i_end.
+  DEV void run(const Job& job, u32 n0, u32 n_end, u32 i0, u32 i_end, u32 rank, bool wait) {
+    if constexpr (BY == FED) {
+      run_fed(job, n0, n_end, i0, i_end, wait);
+    } else {
+#pragma unroll 1
+      for (u32 i = i0; i < i_end; i += BN) {
+        if (i > i0) __syncthreads();
+        Tile t;
+        t.sum_first(job, n0, n_end, i, i_end - i, rank, wait && i == i0);
+        if (SPLIT > 1) t.store_split(job, n0, n_end, i, rank);
+        else t.store(job, n0, n_end, i);
+      }
+    }
   }
 };
 

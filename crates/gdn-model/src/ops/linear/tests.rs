@@ -17,12 +17,12 @@ const TILES: [Tile; 16] = [
     Tile::Shared { warps: (2, 2), rows16: 3, pairs8: 5, ahead: 8, cluster: 1 },
     Tile::Shared { warps: (2, 2), rows16: 2, pairs8: 6, ahead: 5, cluster: 4 },
     Tile::Shared { warps: (2, 4), rows16: 3, pairs8: 4, ahead: 7, cluster: 1 },
-    Tile::Groups { groups: 1, rows: 64, pairs8: 1, ahead: 6, cluster: 1 },
-    Tile::Groups { groups: 1, rows: 16, pairs8: 2, ahead: 5, cluster: 4 },
-    Tile::Groups { groups: 1, rows: 48, pairs8: 4, ahead: 7, cluster: 1 },
-    Tile::Groups { groups: 1, rows: 32, pairs8: 8, ahead: 3, cluster: 4 },
-    Tile::Groups { groups: 1, rows: 64, pairs8: 12, ahead: 5, cluster: 4 },
-    Tile::Groups { groups: 2, rows: 112, pairs8: 24, ahead: 5, cluster: 1 },
+    Tile::Groups { groups: 1, rows: 64, pairs8: 1, ahead: 6, cluster: 1, fed: false },
+    Tile::Groups { groups: 1, rows: 16, pairs8: 2, ahead: 5, cluster: 4, fed: false },
+    Tile::Groups { groups: 1, rows: 48, pairs8: 4, ahead: 7, cluster: 1, fed: false },
+    Tile::Groups { groups: 1, rows: 32, pairs8: 12, ahead: 3, cluster: 4, fed: false },
+    Tile::Groups { groups: 2, rows: 128, pairs8: 4, ahead: 2, cluster: 1, fed: true },
+    Tile::Groups { groups: 2, rows: 112, pairs8: 24, ahead: 5, cluster: 1, fed: true },
 ];
 const SMALL: Tile = Tile::Shared { warps: (2, 2), rows16: 2, pairs8: 4, ahead: 6, cluster: 1 };
 
