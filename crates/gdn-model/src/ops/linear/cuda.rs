@@ -74,8 +74,7 @@ impl Tile {
     pub(crate) fn of(gpu: &tiles::Gpu, rows: usize, outputs: usize, gated: bool) -> Self {
         let sms = gpu.multiprocessors;
         let weight_rows = (outputs << u32::from(gated)) as u32;
-        let many = weight_rows >= 32 * sms;
-        let tile = if gpu.has_wgmma() && !(many && rows == 1) {
+        let tile = if gpu.has_wgmma() {
             Self::with_wgmma(sms, rows, weight_rows, gated)
         } else {
             Self::without(gpu, rows, outputs, weight_rows)
