@@ -148,13 +148,19 @@ impl Server {
         events(&response.text().await.unwrap())
     }
 
-    /// Waits until nothing runs.
+    /// Waits until nothing runs; for a minute, while steps go on.
     pub(crate) async fn idle(&self) {
-        for _ in 0..500 {
+        let (mut steps, mut still) = (0, 0);
+        for _ in 0..6000 {
             let stats = self.engine.stats();
             if stats.running + stats.queued == 0 && stats.slots_used == 0 {
                 return;
             }
+            still = if stats.steps == steps { still + 1 } else { 0 };
+            if still == 500 {
+                break;
+            }
+            steps = stats.steps;
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         panic!("still busy: {:?}", self.engine.stats());
