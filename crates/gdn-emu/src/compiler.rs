@@ -77,12 +77,20 @@ impl Compiler {
         (name, text, headers).hash(&mut hasher);
         let folder = self.out.join(format!("{name}-{:016x}", hasher.finish()));
         let source = folder.join(format!("{name}.cu"));
-        if !source.exists() {
-            fs::create_dir_all(&folder)?;
+        if !folder.exists() {
+            let part = beside(&folder);
+            fs::create_dir_all(&part)?;
             for (name, text) in headers {
-                write(&folder.join(name), text)?;
+                fs::write(part.join(name), text)?;
             }
-            write(&source, text)?;
+            fs::write(part.join(format!("{name}.cu")), text)?;
+            if let Err(e) = fs::rename(&part, &folder) {
+                fs::remove_dir_all(part)?;
+                // Another thread was faster.
+                if !folder.exists() {
+                    return Err(e.into());
+                }
+            }
         }
         Ok((Self { headers: folder, out: self.out.clone() }, source))
     }
@@ -153,13 +161,7 @@ impl Compiler {
     }
 }
 
-fn write(path: &Path, text: &str) -> Result<()> {
-    let part = beside(path);
-    fs::write(&part, text)?;
-    Ok(fs::rename(part, path)?)
-}
-
-/// Where to make a file before it is moved to `path`, so that who finds it finds
+/// Where to make a file or a folder before it is moved to `path`, so that who finds it finds
 /// it whole.
 fn beside(path: &Path) -> PathBuf {
     let thread = std::thread::current().id();
