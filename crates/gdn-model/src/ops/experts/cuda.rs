@@ -111,15 +111,6 @@ fn tile(gpu: &Gpu, args: Args, up: bool) -> Tile {
     tile.fitting(facts.shared_bytes)
 }
 
-/// By `FORM`.
-const ENTRIES: [&str; 5] = [
-    "gdn_experts_stream",
-    "gdn_experts_tile",
-    "gdn_experts_plain",
-    "gdn_experts_tile",
-    "gdn_experts_tile",
-];
-
 pub(super) fn launch(gpu: &Gpu, args: Args, up: bool, tile: Tile) -> Result<()> {
     let Args { routing, outputs, shared_outputs, k, shared_k, x_stride, y_stride, .. } = args;
     let Routing { tokens, places, experts, .. } = routing;
@@ -166,7 +157,7 @@ pub(super) fn launch(gpu: &Gpu, args: Args, up: bool, tile: Tile) -> Result<()> 
         per_cta,
         shared_tiles: shared_tiles as u32,
     };
-    let entry = ENTRIES[form as usize];
+    let entry = tile.entry(["gdn_experts_stream", "gdn_experts_tile", "gdn_experts_plain"]);
     let kernel = gpu.kernel(&FILE, entry, [form, up.into(), rows16, pairs8, ahead, warps]);
     gpu.launch(kernel, &geometry, &params)
 }

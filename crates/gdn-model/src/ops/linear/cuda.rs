@@ -228,6 +228,15 @@ impl Tile {
         }
     }
 
+    /// Of the kernels that stream, have tiles and are plain, the one that it runs in.
+    pub(crate) fn entry(self, [stream, tile, plain]: [&'static str; 3]) -> &'static str {
+        match self {
+            Stream { .. } => stream,
+            Shared { .. } | Groups { .. } => tile,
+            Plain => plain,
+        }
+    }
+
     /// `FORM`, and the constants from `ROWS16` on.
     pub(crate) fn constants(self) -> (u32, [u32; 5]) {
         match self {
@@ -295,18 +304,9 @@ pub(super) fn launch(gpu: &Gpu, args: Args, gated: bool, tile: Tile) -> Result<(
     gpu.launch(kernel(gpu, gated, f32_out, tile), &geometry, &params)
 }
 
-/// By `FORM`.
-const ENTRIES: [&str; 5] = [
-    "gdn_linear_stream",
-    "gdn_linear_tile",
-    "gdn_linear_plain",
-    "gdn_linear_tile",
-    "gdn_linear_tile",
-];
-
 fn kernel(gpu: &Gpu, gated: bool, f32_out: bool, tile: Tile) -> Kernel {
     let (form, [rows16, pairs8, ahead, warps, cluster]) = tile.constants();
-    let entry = ENTRIES[form as usize];
+    let entry = tile.entry(["gdn_linear_stream", "gdn_linear_tile", "gdn_linear_plain"]);
     let constants = [form, gated.into(), f32_out.into(), rows16, pairs8, ahead, warps, cluster];
     gpu.kernel(&FILE, entry, constants)
 }
